@@ -1,0 +1,44 @@
+"""What we raise on purpose. Each docstring says what was promised and serves as the default message."""
+
+from typing import Any
+
+
+class MarketplaceError(Exception):
+    """Something that this program refuses to do."""
+
+    def __init__(self, message: str = "", **details: Any) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        self.details = details
+        super().__init__(self.message)
+
+
+class IllegalTransition(MarketplaceError):
+    """The state machine has no such step. Raised before any SQL."""
+
+
+class StaleTransition(MarketplaceError):
+    """Someone else moved the row first, or our lease on it is gone: nothing was changed."""
+
+
+class ConflictingFacts(MarketplaceError):
+    """The same thing was told before, with other facts."""
+
+
+class NotAllowedNow(MarketplaceError):
+    """The state of the row does not allow this."""
+
+
+class TooMuch(MarketplaceError):
+    """More money than is left."""
+
+
+class UnknownOrder(MarketplaceError):
+    """Stripe speaks of a payment of which we have no order (yet)."""
+
+
+class MalformedEvent(MarketplaceError):
+    """A verified event whose body lacks what Stripe documents."""
+
+
+class StripeDenied(MarketplaceError):
+    """Stripe refuses our key or its permissions: no call can succeed until a person mends that."""

@@ -1,0 +1,21 @@
+"""Tables, constraints, triggers and ``transition()``; no policy."""
+
+from marketplace.models.refunds import REFUNDING_CHANNEL, Refund
+from marketplace.models.sales import Order, OrderItem, Product, Seller
+from marketplace.models.transfers import REVERSING_CHANNEL, SENDING_CHANNEL, SellerTransfer, TransferReversal
+from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
+
+__all__ = [
+    "EVENTS_CHANNEL",
+    "REFUNDING_CHANNEL",
+    "REVERSING_CHANNEL",
+    "SENDING_CHANNEL",
+    "Order",
+    "OrderItem",
+    "Product",
+    "Refund",
+    "Seller",
+    "SellerTransfer",
+    "TransferReversal",
+    "WebhookEvent",
+]

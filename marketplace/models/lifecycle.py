@@ -1,0 +1,183 @@
+"""Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
+
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+import pghistory
+import pgtrigger
+from django.db import models
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from marketplace.errors import IllegalTransition, StaleTransition
+from marketplace.states import Transitions, pairs
+
+
+class Lifecycle(models.Model):
+    """A row whose status follows a table of allowed steps."""
+
+    TRANSITIONS: ClassVar[Transitions[Any]]
+
+    # Each model gives it the choices and the first status of its own.
+    status: "models.CharField[str, str]"
+    created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(_("updated at"), db_default=Now(), editable=False)
+
+    class Meta:
+        abstract = True
+
+    def transition(
+        self,
+        to: models.TextChoices,
+        *,
+        reason: str,
+        actor: str,
+        attempt: int | None = None,
+        lease_token: UUID | None = None,
+        **fields: Any,
+    ) -> None:
+        """Move the row from the status read earlier to ``to``, writing ``fields`` with it; the only way to do so.
+
+        One conditional UPDATE names the row, the status read earlier and, where given, the lease: the row count is the
+        lock. The database's trigger writes the history with ``actor``, ``reason`` and ``attempt``. On success this
+        instance carries the new values.
+
+        Raises:
+            IllegalTransition: the pair is not listed; no SQL was sent.
+            StaleTransition: someone moved the row first, or the lease is no longer ours; nothing was changed.
+        """
+        if to not in self.TRANSITIONS[type(to)(self.status)]:
+            raise IllegalTransition(f"{self._meta.verbose_name} {self.pk} cannot go from {self.status} to {to}")
+        self.change(reason=reason, actor=actor, attempt=attempt, lease_token=lease_token, status=to.value, **fields)
+
+    def change(
+        self, *, reason: str, actor: str, attempt: int | None = None, lease_token: UUID | None = None, **fields: Any
+    ) -> None:
+        """Write ``fields`` under the same lock as ``transition()``, the status staying as it is.
+
+        Raises:
+            StaleTransition: as in ``transition()``.
+        """
+        held = type(self)._default_manager.filter(pk=self.pk, status=self.status)
+        if lease_token is not None:
+            held = held.filter(lease_token=lease_token)
+        with pghistory.context(actor=actor, reason=reason, attempt=attempt):
+            changed = held.update(updated_at=Now(), **fields)
+        if changed != 1:
+            raise StaleTransition(f"{self._meta.verbose_name} {self.pk} is no longer {self.status}, or no longer ours")
+        for name, value in {**fields, "updated_at": Now()}.items():
+            if hasattr(value, "resolve_expression"):
+                # Computed by the database: Django reads a deferred field back when somebody asks for it.
+                self.__dict__.pop(name, None)
+            else:
+                setattr(self, name, value)
+
+    @classmethod
+    def locked(cls, pk: Any) -> Self:
+        """The row as it is now, locked until the transaction ends."""
+        return cls._default_manager.select_for_update().get(pk=pk)
+
+
+class Work(models.Model):
+    """A row that a worker has to do something about: when, how often tried, who holds it, what went wrong last."""
+
+    retry_count = models.PositiveIntegerField(
+        _("retries spent"), default=0, help_text=_("Failed attempts that count. Waiting for funds does not.")
+    )
+    next_retry_at = models.DateTimeField(
+        _("next attempt"), null=True, blank=True, help_text=_("When a worker takes the row up, by the database's clock.")
+    )
+    last_error_code = models.CharField(_("last error"), max_length=100, blank=True, default="")
+    last_error_message = models.TextField(_("last error message"), blank=True, default="")
+    last_error_request_id = models.CharField(
+        _("Stripe request"), max_length=255, blank=True, default="", help_text=_("Stripe's req_… of the last error.")
+    )
+    last_error_at = models.DateTimeField(_("last error at"), null=True, blank=True)
+    lease_token = models.UUIDField(
+        _("lease"), null=True, blank=True, help_text=_("The worker that holds the row names this with all it writes.")
+    )
+    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True, blank=True)
+
+    class Meta:
+        abstract = True
+
+
+def lease_is_whole(name: str) -> models.CheckConstraint:
+    return models.CheckConstraint(
+        name=name,
+        condition=models.Q(lease_token__isnull=True, lease_expires_at__isnull=True)
+        | models.Q(lease_token__isnull=False, lease_expires_at__isnull=False),
+    )
+
+
+def is_currency(name: str) -> models.CheckConstraint:
+    return models.CheckConstraint(name=name, condition=models.Q(currency__regex=r"^[a-z]{3}$"))
+
+
+def listed_steps_only(transitions: Transitions[Any]) -> pgtrigger.FSM:
+    """The trigger that refuses every unlisted step, whoever asks: `psql`, ``QuerySet.update``, an old program."""
+    return pgtrigger.FSM(name="listed_steps_only", field="status", transitions=pairs(transitions))
+
+
+def never_changes_once_set(field: str, name: str) -> pgtrigger.Trigger:
+    """Stripe's ids and sent amounts are facts: a correction is a new row."""
+    return pgtrigger.Protect(
+        name=name,
+        operation=pgtrigger.Update,
+        condition=pgtrigger.Condition(f"OLD.{field} <> '' AND OLD.{field} IS DISTINCT FROM NEW.{field}"),
+    )
+
+
+def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Trigger:
+    """NOTIFY, inside the writer's transaction, when a row becomes due work or its due time changes.
+
+    PostgreSQL sends equal notifications of one transaction once, so a refund over many sellers wakes workers once.
+    """
+    listed = ", ".join(f"'{status}'" for status in statuses)
+    return pgtrigger.Trigger(
+        name=name,
+        level=pgtrigger.Row,
+        when=pgtrigger.After,
+        operation=pgtrigger.Insert | pgtrigger.Update,
+        declare=[("is_news", "BOOLEAN")],
+        func=pgtrigger.Func(
+            f"""
+            IF TG_OP = 'INSERT' THEN
+                is_news := TRUE;
+            ELSE
+                is_news := OLD.status <> NEW.status OR OLD.next_retry_at IS DISTINCT FROM NEW.next_retry_at
+                    OR OLD.lease_token IS NOT NULL;
+            END IF;
+            IF is_news THEN
+                PERFORM pg_notify('{channel}', '');
+            END IF;
+            RETURN NULL;
+            """
+        ),
+        condition=pgtrigger.Condition(
+            f"NEW.status IN ({listed}) AND NEW.next_retry_at IS NOT NULL AND NEW.lease_token IS NULL"
+        ),
+    )
+
+
+def tracked(model_name: str, *fields: str) -> Any:
+    """Append-only history by trigger: each change of the status, and each failed attempt that left it as it was.
+
+    Who, why and which attempt stand in the row itself (``pgh_context``), so that history needs no second table.
+    """
+    trackers = [
+        pghistory.InsertEvent("created"),
+        pghistory.UpdateEvent("status", condition=pghistory.AnyChange("status")),
+    ]
+    if "last_error_at" in fields:
+        failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
+        trackers.append(pghistory.UpdateEvent("attempt", condition=pgtrigger.Condition(failed_again)))
+    return pghistory.track(
+        *trackers,
+        fields=list(fields),
+        model_name=model_name,
+        append_only=True,
+        context_field=pghistory.ContextJSONField(),
+        context_id_field=None,
+        obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),
+    )

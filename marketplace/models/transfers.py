@@ -1,0 +1,261 @@
+"""What each seller is paid for an order, and what comes back of it."""
+
+import uuid
+
+import pgtrigger
+from django.db import models
+from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
+
+from marketplace.models.lifecycle import (
+    Lifecycle,
+    Work,
+    is_currency,
+    lease_is_whole,
+    listed_steps_only,
+    never_changes_once_set,
+    tracked,
+    wakes_workers,
+)
+from marketplace.models.refunds import Refund
+from marketplace.models.sales import Order, Seller
+from marketplace.money import Money
+from marketplace.states import ALLOWED_TRANSITIONS, REVERSAL_TRANSITIONS, ReversalStatus, TransferStatus
+
+SENDING_CHANNEL = "veza_transfers"
+REVERSING_CHANNEL = "veza_reversals"
+
+
+@tracked(
+    "SellerTransferHistory",
+    "status",
+    "amount_reversed",
+    "stripe_transfer_id",
+    "stripe_reversal_id",
+    "retry_count",
+    "next_retry_at",
+    "last_error_code",
+    "last_error_message",
+    "last_error_request_id",
+    "last_error_at",
+)
+class SellerTransfer(Lifecycle, Work):
+    """One seller's share of one order: sent to the seller by a Stripe transfer, brought back by reversals of it.
+
+    The row is written before Stripe is called. ``reversed`` means that Stripe confirmed it.
+    """
+
+    TRANSITIONS = ALLOWED_TRANSITIONS
+
+    class Leg(models.TextChoices):
+        SENDING = "sending", _("sending")
+        REVERSING = "reversing", _("reversing")
+
+    status = models.CharField(_("status"), max_length=30, choices=TransferStatus, default=TransferStatus.PENDING)
+    order = models.ForeignKey(Order, verbose_name=_("order"), on_delete=models.PROTECT, related_name="transfers")
+    seller = models.ForeignKey(Seller, verbose_name=_("seller"), on_delete=models.PROTECT, related_name="transfers")
+    amount = models.BigIntegerField(_("amount"), help_text=_("What the seller gets, in the currency's minor unit."))
+    amount_reversed = models.BigIntegerField(
+        _("amount reversed"), default=0, help_text=_("What Stripe confirmed to have taken back.")
+    )
+    currency = models.CharField(_("currency"), max_length=3)
+    stripe_transfer_id = models.CharField(
+        _("Stripe transfer"), max_length=255, blank=True, default="", help_text=_("tr_… once Stripe made it.")
+    )
+    stripe_reversal_id = models.CharField(
+        _("latest reversal"), max_length=255, blank=True, default="", help_text=_("trr_… of the newest reversal.")
+    )
+    # The key of the sending; it stays while the outcome is unknown, and is raised only after looking at Stripe.
+    operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
+    key_generation = models.PositiveIntegerField(_("key generation"), default=1)
+    first_attempted_at = models.DateTimeField(
+        _("first attempt"), null=True, blank=True, help_text=_("When the present key was first sent.")
+    )
+    in_doubt = models.BooleanField(
+        _("outcome unknown"), default=False, help_text=_("It may be at Stripe: it was sent, or was about to be.")
+    )
+    look_first = models.BooleanField(
+        _("look first"), default=False, help_text=_("Before the next send, see whether Stripe has it already.")
+    )
+    failed_leg = models.CharField(
+        _("failed leg"), max_length=20, choices=Leg, blank=True, default="", help_text=_("What a retry resumes.")
+    )
+
+    class Meta:
+        verbose_name = _("seller transfer")
+        verbose_name_plural = _("seller transfers")
+        ordering = ("-id",)
+        permissions = [("retry_sellertransfer", "Can retry a seller transfer")]
+        triggers = [
+            listed_steps_only(ALLOWED_TRANSITIONS),
+            never_changes_once_set("stripe_transfer_id", "transfer_id_stays"),
+            # A transfer that may be at Stripe was sent with this amount; smaller is possible only before.
+            pgtrigger.Protect(
+                name="sent_amount_stays",
+                operation=pgtrigger.Update,
+                condition=pgtrigger.Condition(
+                    "OLD.amount <> NEW.amount AND (OLD.stripe_transfer_id <> '' OR OLD.in_doubt)"
+                ),
+            ),
+            wakes_workers("wakes_sending", SENDING_CHANNEL, ["pending", "failed"]),
+            wakes_workers("wakes_reversing", REVERSING_CHANNEL, ["reversal_pending"]),
+        ]
+        constraints = [
+            models.CheckConstraint(name="transfer_amount_positive", condition=Q(amount__gt=0)),
+            models.CheckConstraint(
+                name="transfer_reversed_within_amount",
+                condition=Q(amount_reversed__gte=0, amount_reversed__lte=F("amount")),
+            ),
+            models.CheckConstraint(name="transfer_status_listed", condition=Q(status__in=TransferStatus.values)),
+            models.CheckConstraint(
+                name="transfer_reversed_means_all",
+                condition=(Q(status="reversed") & Q(amount_reversed=F("amount")))
+                | (~Q(status="reversed") & Q(amount_reversed__lt=F("amount"))),
+            ),
+            models.CheckConstraint(
+                name="transfer_part_means_part", condition=~Q(status="partially_reversed") | Q(amount_reversed__gt=0)
+            ),
+            models.CheckConstraint(
+                name="transfer_whole_means_none",
+                condition=~Q(status__in=["pending", "failed", "completed", "canceled"]) | Q(amount_reversed=0),
+            ),
+            models.CheckConstraint(
+                name="transfer_reversed_with_proof",
+                condition=Q(amount_reversed=0) | (~Q(stripe_transfer_id="") & ~Q(stripe_reversal_id="")),
+            ),
+            models.CheckConstraint(
+                name="transfer_not_sent_has_no_id",
+                condition=~Q(status__in=["pending", "failed", "canceled"]) | Q(stripe_transfer_id=""),
+            ),
+            models.CheckConstraint(
+                name="transfer_waiting_has_due_time",
+                condition=~Q(status__in=["pending", "failed", "reversal_pending"]) | Q(next_retry_at__isnull=False),
+            ),
+            models.UniqueConstraint(
+                name="transfer_stripe_id_once", fields=["stripe_transfer_id"], condition=~Q(stripe_transfer_id="")
+            ),
+            lease_is_whole("transfer_lease_whole"),
+            is_currency("transfer_currency"),
+        ]
+        indexes = [
+            # Only waiting rows are in these, so a claim costs the same whatever has gone through.
+            models.Index(
+                name="transfer_reversals_due",
+                fields=["next_retry_at", "id"],
+                condition=Q(status="reversal_pending"),
+            ),
+            models.Index(
+                name="transfer_sendings_due",
+                fields=["next_retry_at", "id"],
+                condition=Q(status__in=["pending", "failed"]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"transfer {self.pk}"
+
+    @property
+    def money(self) -> Money:
+        return Money(self.amount, self.currency)
+
+    @property
+    def amount_unreversed(self) -> int:
+        return self.amount - self.amount_reversed
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.operation_id}:{self.key_generation}"
+
+
+@tracked("TransferReversalHistory", "status", "stripe_reversal_id", "stripe_status", "key_generation")
+class TransferReversal(Lifecycle):
+    """One reversal, owed or done, on one transfer. The transfer's row is the work; this row is what it is about."""
+
+    TRANSITIONS = REVERSAL_TRANSITIONS
+
+    class Cause(models.TextChoices):
+        REFUND = "refund", _("refund")
+        DISPUTE = "dispute", _("dispute")
+        OPERATOR = "operator", _("operator")
+        # Made elsewhere: in Stripe's dashboard, by Stripe itself, by another program.
+        SEEN_AT_STRIPE = "seen_at_stripe", _("seen at Stripe")
+
+    status = models.CharField(_("status"), max_length=30, choices=ReversalStatus, default=ReversalStatus.PENDING)
+    transfer = models.ForeignKey(
+        SellerTransfer, verbose_name=_("transfer"), on_delete=models.PROTECT, related_name="reversals"
+    )
+    cause = models.CharField(_("cause"), max_length=20, choices=Cause)
+    refund = models.ForeignKey(
+        Refund, verbose_name=_("refund"), on_delete=models.PROTECT, null=True, blank=True, related_name="reversals"
+    )
+    amount = models.BigIntegerField(_("amount"), help_text=_("To take back, in the currency's minor unit."))
+    currency = models.CharField(_("currency"), max_length=3)
+    # Sent as metadata, so that a reversal at Stripe can be recognised as this one.
+    operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
+    key_generation = models.PositiveIntegerField(_("key generation"), default=1)
+    first_attempted_at = models.DateTimeField(
+        _("first attempt"), null=True, blank=True, help_text=_("When the present key was first sent.")
+    )
+    look_first = models.BooleanField(
+        _("look first"), default=False, help_text=_("Before the next send, see whether Stripe has it already.")
+    )
+    waiting_for_funds_since = models.DateTimeField(_("waiting for funds since"), null=True, blank=True)
+    stripe_reversal_id = models.CharField(
+        _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
+    )
+    stripe_status = models.CharField(
+        _("status at Stripe"),
+        max_length=20,
+        blank=True,
+        default="",
+        help_text=_("Only where Stripe gives reversals a status. Empty counts as done once there is a trr_…."),
+    )
+
+    class Meta:
+        verbose_name = _("transfer reversal")
+        verbose_name_plural = _("transfer reversals")
+        ordering = ("-id",)
+        triggers = [
+            listed_steps_only(REVERSAL_TRANSITIONS),
+            never_changes_once_set("stripe_reversal_id", "reversal_id_stays"),
+            pgtrigger.Protect(
+                name="sent_amount_stays",
+                operation=pgtrigger.Update,
+                condition=pgtrigger.Condition("OLD.amount <> NEW.amount AND OLD.first_attempted_at IS NOT NULL"),
+            ),
+        ]
+        constraints = [
+            models.CheckConstraint(name="reversal_amount_positive", condition=Q(amount__gt=0)),
+            models.CheckConstraint(name="reversal_status_listed", condition=Q(status__in=ReversalStatus.values)),
+            models.CheckConstraint(
+                name="reversal_done_with_proof", condition=~Q(status="succeeded") | ~Q(stripe_reversal_id="")
+            ),
+            models.CheckConstraint(
+                name="reversal_cause_has_source",
+                condition=(Q(cause="refund") & Q(refund__isnull=False)) | (~Q(cause="refund") & Q(refund__isnull=True)),
+            ),
+            models.UniqueConstraint(
+                name="reversal_stripe_id_once", fields=["stripe_reversal_id"], condition=~Q(stripe_reversal_id="")
+            ),
+            # A reversal that was given up or replaced does not stand in the way of the next one.
+            models.UniqueConstraint(
+                name="reversal_once_per_refund",
+                fields=["refund", "transfer"],
+                condition=Q(status__in=["pending", "succeeded"]),
+            ),
+            is_currency("reversal_currency"),
+        ]
+        indexes = [
+            models.Index(name="reversals_owed", fields=["transfer", "id"], condition=Q(status="pending")),
+        ]
+
+    def __str__(self) -> str:
+        return f"reversal {self.pk}"
+
+    @property
+    def money(self) -> Money:
+        return Money(self.amount, self.currency)
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.operation_id}:{self.key_generation}"

@@ -1,0 +1,55 @@
+"""The durable inbox: every verified event, once, with what became of it."""
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from marketplace.models.lifecycle import Lifecycle, Work, lease_is_whole, listed_steps_only, wakes_workers
+from marketplace.states import EVENT_TRANSITIONS, EventStatus
+
+EVENTS_CHANNEL = "veza_events"
+
+
+class WebhookEvent(Lifecycle, Work):
+    TRANSITIONS = EVENT_TRANSITIONS
+
+    status = models.CharField(_("status"), max_length=30, choices=EventStatus, default=EventStatus.PROCESSED)
+    stripe_event_id = models.CharField(_("Stripe event"), max_length=255, unique=True, help_text=_("evt_…"))
+    type = models.CharField(_("type"), max_length=255)
+    stripe_account_id = models.CharField(
+        _("account"), max_length=255, blank=True, default="", help_text=_("acct_… for events of connected accounts.")
+    )
+    livemode = models.BooleanField(_("live mode"), default=False)
+    api_version = models.CharField(_("API version"), max_length=100, blank=True, default="")
+    stripe_created_at = models.DateTimeField(_("created at Stripe"))
+    received_at = models.DateTimeField(_("received at"), db_default=Now(), editable=False)
+    payload = models.JSONField(_("payload"), help_text=_("The event as Stripe signed it."))
+    outcome = models.CharField(
+        _("outcome"), max_length=500, blank=True, default="", help_text=_("What was done with it, or why nothing was.")
+    )
+
+    class Meta:
+        verbose_name = _("webhook event")
+        verbose_name_plural = _("webhook events")
+        ordering = ("-id",)
+        triggers = [
+            listed_steps_only(EVENT_TRANSITIONS),
+            wakes_workers("wakes_inbox", EVENTS_CHANNEL, ["failed"]),
+        ]
+        constraints = [
+            models.CheckConstraint(name="event_has_id", condition=Q(stripe_event_id__startswith="evt_")),
+            models.CheckConstraint(name="event_status_listed", condition=Q(status__in=EventStatus.values)),
+            lease_is_whole("event_lease_whole"),
+        ]
+        indexes = [
+            models.Index(
+                name="events_due",
+                fields=["next_retry_at", "id"],
+                condition=Q(status="failed", next_retry_at__isnull=False),
+            ),
+            models.Index(name="events_by_type", fields=["type", "-id"]),
+        ]
+
+    def __str__(self) -> str:
+        return self.stripe_event_id

