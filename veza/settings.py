@@ -1,8 +1,11 @@
 """Settings, all from the environment (or `.env` beside `manage.py`). `.env.template` lists every variable.
 
+``ENV_FILE`` names another file; ``ENV_FILE=/dev/null`` none.
+
 A value that makes no sense stops the program here, by the variable's name.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 STATE_DIR = BASE_DIR / ".veza"
 
 env = Environment()
-env.source.read_env(BASE_DIR / ".env", overwrite=False)
+env.source.read_env(os.environ.get("ENV_FILE") or BASE_DIR / ".env", overwrite=False)
 
 # --- Django -----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,78 @@
+"""What all tests share. The database is a real PostgreSQL; Stripe is our simulator over HTTP; nothing else is reached."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import hypothesis
+import pytest
+from django.db import connection
+from pytest_django import DjangoDbBlocker
+from pytest_django.fixtures import Settings
+
+# The same examples every time, so that a red run can be repeated. HYPOTHESIS_PROFILE=explore looks for new ones and
+# prints how to repeat a failure.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def simulator_server() -> Iterator[Any]:
+    """One local Stripe for the whole session. Tests ask for ``simulator``."""
+    from marketplace.simulator import StripeSimulator
+
+    with StripeSimulator() as server:
+        yield server
+
+
+@pytest.fixture
+def simulator(simulator_server: Any, settings: Settings) -> Any:
+    """A local Stripe without any objects or faults, which the settings point at."""
+    simulator_server.reset()
+    settings.STRIPE_API_BASE = simulator_server.url
+    return simulator_server
+
+
+@pytest.fixture
+def gateway(simulator: Any) -> Iterator[Any]:
+    """The real gateway, speaking HTTP with the simulator."""
+    from marketplace.gateway import stripe_api
+
+    # One per process outside of tests; here the address may differ from test to test.
+    stripe_api.gateway.cache_clear()
+    yield stripe_api.gateway()
+    stripe_api.gateway.cache_clear()
+
+
+@pytest.fixture
+def child_environment(transactional_db: None, settings: Settings) -> dict[str, str]:
+    """The environment of a program started by a test: the real settings, on the tests' database and simulator."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "DJANGO_"))},
+        "DJANGO_SETTINGS_MODULE": "veza.settings",
+        "DATABASE_URL": database_url(),
+        "PYTHONWARNINGS": "error",
+    }
+    if settings.STRIPE_API_BASE:
+        environment["STRIPE_API_BASE"] = settings.STRIPE_API_BASE
+    return environment
+
+
+def database_url() -> str:
+    """The address of the database that this process's tests use."""
+    described = connection.get_connection_params()
+    user, password = quote(described.get("user", "")), quote(described.get("password", ""))
+    host, port = described.get("host", ""), described.get("port", "")
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    if host.startswith("/"):
+        return f"postgres://{login}/{host}/{described['dbname']}"
+    return f"postgres://{login}{host}{f':{port}' if port else ''}/{described['dbname']}"
+
+
+@pytest.fixture
+def unblocked_database(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """For threads that a test starts: they may use the database too."""
+    with django_db_blocker.unblock():
+        yield
