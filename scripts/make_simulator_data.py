@@ -3,8 +3,8 @@
     python scripts/make_simulator_data.py SPECIFICATION.json
 
 SPECIFICATION.json is `openapi.spec3.json` of github.com/stripe/openapi with `fixtures3.json` of the same
-repository under the key `x-fixtures` (MIT, Copyright (c) 2011- Stripe, Inc.). Descriptions are left out, and so is
-every operation that the simulator does not answer: what remains is a few hundred kilobytes lighter.
+repository under the key `x-fixtures` (MIT, Copyright (c) 2011- Stripe, Inc.). Descriptions are left out, and
+so is every operation that the simulator does not answer.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KINDS = (
     "transfer", "transfer_reversal", "webhook_endpoint",
 )  # fmt: skip
 LEFT_OUT = (
-    "/bank_accounts", "/external_accounts", "/people", "/persons", "/login_links", "/capabilities", "/balance/history",
-    "/search", "/dispute/close", "/charges/{charge}/dispute", "/amount_details", "/apply_customer", "/capture",
-    "/increment_auth", "/verify_micro", "/reject", "/charges/{charge}/refund",
+    "/bank_accounts", "/external_accounts", "/people", "/persons", "/login_links", "/capabilities",
+    "/balance/history", "/search", "/dispute/close", "/charges/{charge}/dispute", "/amount_details",
+    "/apply_customer", "/capture", "/increment_auth", "/verify_micro", "/reject", "/charges/{charge}/refund",
 )  # fmt: skip
 # stripe-python 16.1 speaks a later version than the description. These parameters are known there only.
 LATER = {

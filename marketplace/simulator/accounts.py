@@ -122,10 +122,8 @@ def delete(world: World, account: Obj) -> Obj:
 def deauthorize(world: World, account: Obj) -> None:
     """The seller disconnects: calls made as the account answer 403 from now on."""
     flag(world, account["id"], revoked=True)
-    events.emit(
-        world, account["id"], "account.application.deauthorized", {"id": "ca_simulated", "object": "application",
-                                                                   "name": "Simulated platform"},
-    )  # fmt: skip
+    application = {"id": "ca_simulated", "object": "application", "name": "Simulated platform"}
+    events.emit(world, account["id"], "account.application.deauthorized", application)
 
 
 def flags(world: World, owner: str) -> Obj:

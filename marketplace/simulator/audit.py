@@ -17,7 +17,8 @@ def audit(world: World) -> dict[str, Any]:
         transfers, suspicious = _transfers(world)
         accounts, problems = _accounts(world)
         problems += [
-            f"{each['id']}: reversals add up to {each['reversed_sum']}, amount_reversed says {each['amount_reversed']}"
+            f"{each['id']}: reversals add up to {each['reversed_sum']}, amount_reversed says "
+            f"{each['amount_reversed']}"
             for each in transfers
             if each["reversed_sum"] != each["amount_reversed"]
         ]
@@ -115,7 +116,8 @@ def _accounts(world: World) -> tuple[list[dict[str, Any]], list[str]]:
         )
         if not matches:
             problems.append(
-                f"{owner} {currency}: balance {row['available']}+{row['pending']} pending, its transactions add up to "
+                f"{owner} {currency}: balance {row['available']}+{row['pending']} pending, its "
+                "transactions add up to "
                 f"{available}+{pending}"
             )
     return accounts, problems

@@ -8,12 +8,13 @@ from typing import Any
 
 from .ledger import shown
 
+NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 ROWS_MAX = 2000
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1a1f36; --dim: #697386; --paper: #fff; --card: #f7f8fa; --line: #e3e8ee;
-  --good: #0b7a4b; --bad: #b3093c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9f0; --dim: #98a2b5; --paper: #12141c; --card: #1b1e29;
-  --line: #2c3142; --good: #4ad295; --bad: #ff7a9c; } }
+:root { color-scheme: light dark; --ink: #1a1f36; --dim: #697386; --paper: #fff; --card: #f7f8fa;
+  --line: #e3e8ee; --good: #0b7a4b; --bad: #b3093c; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9f0; --dim: #98a2b5; --paper: #12141c;
+  --card: #1b1e29; --line: #2c3142; --good: #4ad295; --bad: #ff7a9c; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 2rem 1rem 4rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
@@ -23,7 +24,8 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2rem 0 .5r
 table { border-collapse: collapse; width: 100%; } th, td { padding: .45rem .75rem; text-align: left;
   border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
 th { background: var(--card); font-weight: 600; } tr:last-child td { border-bottom: 0; }
-.number { text-align: right; font-variant-numeric: tabular-nums; } tr.part td { color: var(--dim); border-bottom: 0; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+tr.part td { color: var(--dim); border-bottom: 0; }
 tr.part td:first-child { padding-left: 2rem; }
 code { font: .86em ui-monospace, monospace; white-space: normal; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: 1rem; }
@@ -36,7 +38,8 @@ def render(found: dict[str, Any]) -> str:
     at = datetime.fromtimestamp(found["at"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     totals = found["totals"]
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Stripe simulator: audit</title><style>{_STYLE}</style></head><body>
 <h1>What really happened</h1>
 <p class="dim">Simulator's time {at} · seed {escape(str(found["seed"]))}</p>
@@ -55,7 +58,7 @@ def _verdict(found: dict[str, Any]) -> str:
     lines = []
     if found["ok"]:
         lines.append(
-            '<p class="good">✓ Every balance is the sum of its transactions; no transfer is over-reversed.</p>'
+            '<p class="good">✓ Balances add up; no transfer is reversed by more than its amount.</p>'
         )
     lines += [f'<p class="bad">✗ {escape(each)}</p>' for each in found["problems"]]
     lines += [f'<p class="bad">⚠ {escape(each)}</p>' for each in found["suspicious"]]
@@ -69,11 +72,11 @@ def _tile(name: str, value: str) -> str:
 
 
 def _sums(amounts: dict[str, int]) -> str:
-    return ", ".join(_money(amount, currency) for currency, amount in amounts.items()) or "–"
+    return ", ".join(_money(amount, currency) for currency, amount in amounts.items()) or NONE
 
 
 def _money(amount: int, currency: str) -> str:
-    return f"−{shown(-amount, currency)}" if amount < 0 else shown(amount, currency)
+    return f"{MINUS}{shown(-amount, currency)}" if amount < 0 else shown(amount, currency)
 
 
 def _accounts(rows: list[dict[str, Any]]) -> str:
@@ -106,19 +109,23 @@ def _transfers(rows: list[dict[str, Any]]) -> str:
 def _transfer(row: dict[str, Any]) -> str:
     currency = row["currency"]
     wrong = "bad" if row["reversed_sum"] > row["amount"] else ""
-    lines = [
+    line = (
         f"<tr><td><code>{escape(row['id'])}</code></td><td><code>{escape(row['destination'])}</code></td>"
         f'<td class="number">{_money(row["amount"], currency)}</td>'
         f'<td class="number {wrong}">{_money(row["reversed_sum"], currency)}</td><td></td>'
         f"<td>{_metadata(row['metadata'])}</td></tr>"
-    ]
-    lines += [
-        f'<tr class="part"><td><code>{escape(each["id"])}</code></td><td>{escape(each.get("status", ""))}</td><td></td>'
-        f'<td class="number">{_money(each["amount"], currency)}</td>'
-        f"<td><code>{escape(each['idempotency_key'] or '–')}</code></td><td>{_metadata(each['metadata'])}</td></tr>"
-        for each in row["reversals"]
-    ]
-    return "".join(lines)
+    )
+    return line + "".join(_reversal(each, currency) for each in row["reversals"])
+
+
+def _reversal(row: dict[str, Any], currency: str) -> str:
+    return (
+        f'<tr class="part"><td><code>{escape(row["id"])}</code></td>'
+        f"<td>{escape(row.get('status', ''))}</td><td></td>"
+        f'<td class="number">{_money(row["amount"], currency)}</td>'
+        f"<td><code>{escape(row['idempotency_key'] or NONE)}</code></td>"
+        f"<td>{_metadata(row['metadata'])}</td></tr>"
+    )
 
 
 def _metadata(values: dict[str, str]) -> str:

@@ -21,7 +21,7 @@ from .world import Settings
 DEFAULT_PORT = 12111
 
 
-def _number(kind: type[int] | type[float], low: float, high: float, accepted: str) -> Callable[[str], Any]:
+def _number(kind: type[int | float], low: float, high: float, accepted: str) -> Callable[[str], Any]:
     def read(text: str) -> int | float:
         try:
             value = kind(text)
@@ -50,7 +50,9 @@ def _host(text: str) -> str:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://127.0.0.1:8000/webhooks/stripe/")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an address such as http://127.0.0.1:8000/webhooks/stripe/"
+        )
     return text
 
 
@@ -69,7 +71,8 @@ def _outage(text: str) -> tuple[float, float]:
         window = (-1.0, -1.0)
     if not colon or not 0 <= window[0] < float("inf") or not 0 < window[1] < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not START:SECONDS, such as 30:10 for ten seconds of outage half a minute after the start"
+            f"{text!r} is not START:SECONDS, such as 30:10 for ten seconds of outage half a minute after "
+            "the start"
         )
     return window
 
@@ -83,7 +86,9 @@ def _file(text: str) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it listens")
-    where.add_argument("--host", type=_host, default="127.0.0.1", help="loopback address (default: %(default)s)")
+    where.add_argument(
+        "--host", type=_host, default="127.0.0.1", help="loopback address (default: %(default)s)"
+    )
     where.add_argument(
         "--port",
         type=_number(int, 0, 65535, "a port from 0 to 65535"),
@@ -92,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     state = parser.add_argument_group("state")
     state.add_argument("--seed", help="decides ids and faults; printed at start (default: a random one)")
-    state.add_argument("--state-file", type=_file, metavar="PATH", help="keep everything in this file over restarts")
+    state.add_argument(
+        "--state-file", type=_file, metavar="PATH", help="keep everything in this file over restarts"
+    )
     state.add_argument(
         "--charge-settles-after",
         type=_number(float, 0, 365 * 86400, "seconds from 0 to a year"),
@@ -116,7 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _webhook_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--webhook-url", type=_url, action="append", default=[], metavar="URL", help="send all events here; repeatable"
+        "--webhook-url",
+        type=_url,
+        action="append",
+        default=[],
+        metavar="URL",
+        help="send all events here; repeatable",
     )
     group.add_argument(
         "--webhook-secret",
@@ -128,34 +140,61 @@ def _webhook_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--duplicate-webhooks", type=_rate, default=0, metavar="CHANCE", help="send it twice")
     group.add_argument(
-        "--reorder-webhooks", type=_rate, default=0, metavar="CHANCE", help="hold it back for up to two seconds"
+        "--reorder-webhooks",
+        type=_rate,
+        default=0,
+        metavar="CHANCE",
+        help="hold it back for up to two seconds",
     )
     group.add_argument("--drop-webhooks", type=_rate, default=0, metavar="CHANCE", help="never send it")
     group.add_argument(
-        "--webhook-delay-ms", type=_milliseconds, default=0, metavar="MS", help="wait before sending (default: 0)"
+        "--webhook-delay-ms",
+        type=_milliseconds,
+        default=0,
+        metavar="MS",
+        help="wait before sending (default: 0)",
     )
 
 
 def _fault_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--latency-ms", type=_milliseconds, default=0, metavar="MS", help="every call takes this long")
+    group.add_argument(
+        "--latency-ms", type=_milliseconds, default=0, metavar="MS", help="every call takes this long"
+    )
     group.add_argument(
         "--latency-jitter-ms", type=_milliseconds, default=0, metavar="MS", help="and up to this much longer"
     )
     group.add_argument(
-        "--rate-limit", type=_per_second, metavar="N", help="requests per second and endpoint; Stripe's own is 25"
+        "--rate-limit",
+        type=_per_second,
+        metavar="N",
+        help="requests per second and endpoint; Stripe's own is 25",
     )
-    group.add_argument("--global-rate-limit", type=_per_second, metavar="N", help="requests per second in all")
     group.add_argument(
-        "--error-rate", type=_rate, default=0, metavar="CHANCE", help="500, 500 after the effect, or 503, a third each"
+        "--global-rate-limit", type=_per_second, metavar="N", help="requests per second in all"
     )
     group.add_argument(
-        "--lost-answer-rate", type=_rate, default=0, metavar="CHANCE", help="do it, then close without an answer"
+        "--error-rate",
+        type=_rate,
+        default=0,
+        metavar="CHANCE",
+        help="500, 500 after the effect, or 503, a third each",
+    )
+    group.add_argument(
+        "--lost-answer-rate",
+        type=_rate,
+        default=0,
+        metavar="CHANCE",
+        help="do it, then close without an answer",
     )
     group.add_argument(
         "--lost-request-rate", type=_rate, default=0, metavar="CHANCE", help="close without doing it"
     )
     group.add_argument(
-        "--rate-429", type=_rate, default=0, metavar="CHANCE", help="429: a limiter's, or lock_timeout, half each"
+        "--rate-429",
+        type=_rate,
+        default=0,
+        metavar="CHANCE",
+        help="429: a limiter's, or lock_timeout, half each",
     )
     group.add_argument(
         "--outage",
@@ -248,7 +287,7 @@ async def _serve(options: argparse.Namespace) -> int:
 
 
 def _say(text: str, where: Any = None) -> None:
-    print(text, file=where or sys.stdout, flush=True)  # noqa: T201
+    print(text, file=where or sys.stdout, flush=True)
 
 
 def run(options: argparse.Namespace) -> int:

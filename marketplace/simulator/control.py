@@ -1,4 +1,6 @@
-"""The simulator's own HTTP interface below `/_simulator/`: time, faults, what happens outside the API, the audit."""
+"""The simulator's own HTTP interface below `/_simulator/`: time, faults, what happens outside the API, the
+audit.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +65,7 @@ class Control:
         if act is None:
             return _json(404, {"error": f"no {request.method} {request.path}", **self._index()})
         try:
-            raw = await request.read()
-            body = json.loads(raw) if raw else dict(request.rel_url.query)
-            if not isinstance(body, dict):
-                raise TypeError("the body must be a JSON object")
-            made = act(rest, body)
+            made = act(rest, _body(await request.read(), dict(request.rel_url.query)))
         except errors.StripeError as error:
             return _json(error.status, error.body)
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -162,7 +160,7 @@ class Control:
 
     def _refund(self, rest: list[str], body: Body) -> Body:
         id_, act = rest
-        acts = {
+        acts: dict[str, Callable[..., Body]] = {
             "succeed": self.dashboard.succeed_refund,
             "fail": self.dashboard.fail_refund,
             "cancel": self.dashboard.cancel_refund,
@@ -170,7 +168,7 @@ class Control:
         }
         if act not in acts:
             raise ValueError(f"a refund can {', '.join(acts)}: not {act!r}")
-        return acts[act](id_, **body)  # type: ignore[operator,no-any-return]
+        return acts[act](id_, **body)
 
     def _dispute(self, rest: list[str], body: Body) -> Body:
         if not rest:
@@ -216,6 +214,13 @@ class Control:
             delivery.urls = tuple(body.pop("urls"))
         delivery.faults = type(delivery.faults)(**vars(delivery.faults) | body)
         return vars(delivery.faults) | {"urls": delivery.urls}
+
+
+def _body(raw: bytes, query: dict[str, str]) -> Body:
+    body = json.loads(raw) if raw else query
+    if not isinstance(body, dict):
+        raise TypeError("the body must be a JSON object")
+    return body
 
 
 def _from_here(request: web.BaseRequest) -> bool:

@@ -98,8 +98,11 @@ class Core:
         )
         delivery = self.delivery
         world.announce = lambda owner, event: delivery.announce(world, owner, event)
-        world.wake = lambda: self.on_wake()
+        world.wake = self._wake
         return world
+
+    def _wake(self) -> None:
+        self.on_wake()
 
     def reset(self) -> None:
         """Back to an empty Stripe with the options it was started with."""

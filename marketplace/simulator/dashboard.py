@@ -1,7 +1,7 @@
 """What happens at Stripe outside the API: a person at the dashboard, a bank, a seller, time.
 
-Every method is safe from any thread and answers with plain dicts. Objects made here come with no API request, so
-their events name none.
+Every method is safe from any thread and answers with plain dicts. Objects made here come with no API
+request, so their events name none.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ class Dashboard:
         metadata: dict[str, str] | None = None,
         reason: str | None = None,
     ) -> Obj:
-        """A refund made by hand. `charge` may name a payment intent. `status` overrides the setting this once."""
+        """A refund made by hand. `charge` may name a payment intent. `status` overrides the setting this
+        once.
+        """
         params: Obj = {
             "payment_intent" if charge.startswith("pi_") else "charge": charge,
             "metadata": metadata or {},
@@ -253,7 +255,11 @@ class Dashboard:
         self._core.revoked_keys.discard(key)
 
     def events(
-        self, *, type: str | None = None, object: str | None = None, account: str | None = None
+        self,
+        *,
+        type: str | None = None,  # noqa: A002
+        object: str | None = None,  # noqa: A002
+        account: str | None = None,
     ) -> list[Obj]:
         """Events, oldest first: of one type, about one object. `account="*"` takes those of sellers too."""
         with self._core.world.lock:

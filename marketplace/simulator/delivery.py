@@ -111,10 +111,10 @@ class Delivery:
                 if faults.reordered and chance.random() < faults.reordered:
                     wait += chance.random() * faults.reorder_seconds
                 attempt = 0 if copy == 0 else -1  # a duplicate is sent once and decides nothing
-                self._plan(world, owner, event["id"], target.id, wait, attempt)
+                self._plan(world, owner, event["id"], target.id, wait=wait, attempt=attempt)
         return pending
 
-    def _plan(self, world: World, owner: str, event: str, target: str, wait: float, attempt: int) -> None:
+    def _plan(self, world: World, owner: str, event: str, target: str, *, wait: float, attempt: int) -> None:
         args = {"owner": owner, "event": event, "target": target, "attempt": attempt}
         world.later(world.now() + wait, "deliver", args)
 
@@ -123,7 +123,7 @@ class Delivery:
         count = 0
         for target in self.targets(world):
             if target.wants(event):
-                self._plan(world, owner, event["id"], target.id, 0, -1)
+                self._plan(world, owner, event["id"], target.id, wait=0, attempt=-1)
                 count += 1
         return count
 
@@ -191,7 +191,8 @@ class Delivery:
                 event["pending"] = max(0, event["pending"] - 1)
                 world.store.changed(owner, "event", event)
             elif attempt < len(RETRY_GAPS):
-                self._plan(world, owner, event["id"], target.id, RETRY_GAPS[attempt], attempt + 1)
+                gap = RETRY_GAPS[attempt]
+                self._plan(world, owner, event["id"], target.id, wait=gap, attempt=attempt + 1)
 
     def wait(self, world: World, timeout: float) -> bool:
         """Until nothing is being sent and nothing is due; whether that came in time."""

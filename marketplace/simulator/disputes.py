@@ -56,12 +56,12 @@ def open_dispute(
         world.store.changed(owner, "charge", charge)
     events.emit(world, owner, "charge.dispute.created", dispute)
     if withdraw:
-        _post(world, owner, dispute, -dispute["amount"], "dispute", fee)
+        _post(world, owner, dispute, -dispute["amount"], category="dispute", fee=fee)
         events.emit(world, owner, "charge.dispute.funds_withdrawn", dispute)
     return dispute
 
 
-def _post(world: World, owner: str, dispute: Obj, amount: int, category: str, fee: int = 0) -> None:
+def _post(world: World, owner: str, dispute: Obj, amount: int, *, category: str, fee: int = 0) -> None:
     entry = ledger.post(
         world,
         owner,
@@ -86,7 +86,7 @@ def close(world: World, owner: str, dispute_id: str, *, status: str) -> Obj:
     dispute["status"] = status
     dispute["is_charge_refundable"] = status != "lost"
     if status == "won" and dispute["balance_transactions"]:
-        _post(world, owner, dispute, dispute["amount"], "dispute_reversal")
+        _post(world, owner, dispute, dispute["amount"], category="dispute_reversal")
         events.emit(world, owner, "charge.dispute.funds_reinstated", dispute)
     world.store.changed(owner, "dispute", dispute)
     events.emit(world, owner, "charge.dispute.closed", dispute)

@@ -74,7 +74,8 @@ def unauthorized(shown_key: str | None) -> StripeError:
     if shown_key is None:
         return StripeError(
             401,
-            "You did not provide an API key. You need to provide your API key in the Authorization header, using "
+            "You did not provide an API key. You need to provide your API key in the Authorization "
+            "header, using "
             "Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY').",
         )
     return StripeError(401, f"Invalid API Key provided: {shown_key}")
@@ -87,7 +88,8 @@ def expired_key(shown_key: str) -> StripeError:
 def no_access(account: str, shown_key: str) -> StripeError:
     return StripeError(
         403,
-        f"The provided key '{shown_key}' does not have access to account '{account}' (or that account does not "
+        f"The provided key '{shown_key}' does not have access to account '{account}' (or that account "
+        "does not "
         "exist). Application access may have been revoked.",
         code="account_invalid",
     )
@@ -109,7 +111,9 @@ def unavailable(status: int) -> StripeError:
 
 
 def too_many_requests(reason: str) -> StripeError:
-    """A limiter's 429. The code is `rate_limit`, listed among Stripe's codes; whether it is sent is unconfirmed."""
+    """A limiter's 429. The code is `rate_limit`, listed among Stripe's codes; whether it is sent is
+    unconfirmed.
+    """
     return StripeError(
         429,
         "Request rate limit exceeded. Learn more about rate limits here: https://stripe.com/docs/rate-limits.",
@@ -148,7 +152,8 @@ def key_reused(key: str, *, first_path: str, path: str) -> StripeError:
         )
     else:
         message = (
-            "Keys for idempotent requests can only be used with the same parameters they were first used with. "
+            "Keys for idempotent requests can only be used with the same parameters they were first used "
+            "with. "
             f"Try using a key other than '{key}' if you meant to execute a different request."
         )
     return StripeError(400, message, kind="idempotency_error")

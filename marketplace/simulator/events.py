@@ -39,8 +39,9 @@ def render(world: World, event: Obj, *, api_version: str | None = None) -> str:
     previous = "" if event["previous"] is None else f',"previous_attributes":{event["previous"]}'
     account = "" if event["account"] is None else f'"account":"{event["account"]}",'
     request = _encode({"id": event["request"], "idempotency_key": event["key"]})
+    version = api_version or world.settings.api_version
     return (
-        f'{{"id":"{event["id"]}","object":"event",{account}"api_version":"{api_version or world.settings.api_version}",'
+        f'{{"id":"{event["id"]}","object":"event",{account}"api_version":"{version}",'
         f'"created":{event["created"]},"data":{{"object":{event["snapshot"]}{previous}}},'
         f'"livemode":{"true" if world.livemode else "false"},"pending_webhooks":{event["pending"]},'
         f'"request":{request},"type":"{event["type"]}"}}'

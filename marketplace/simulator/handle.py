@@ -60,7 +60,8 @@ class SimulatorClock:
 class StripeSimulator(Dashboard):
     """A Stripe of your own on a loopback port, from `with` to its end.
 
-    Besides what is here, everything of `Dashboard`: objects made without HTTP, and what happens outside the API.
+    Besides what is here, everything of `Dashboard`: objects made without HTTP, and what happens outside
+    the API.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class StripeSimulator(Dashboard):
         async def serve() -> None:
             stopped = asyncio.Event()
             self._loop = asyncio.get_running_loop()
-            self._stop = lambda: self._loop and self._loop.call_soon_threadsafe(stopped.set)
+            self._stopped = stopped
             try:
                 await self._server.start()
             except BaseException as failure:  # noqa: BLE001  # the caller's thread raises it
@@ -173,7 +174,8 @@ class StripeSimulator(Dashboard):
 
     def stop(self) -> None:
         if self._thread is not None:
-            self._stop()
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join()
             self._thread = None
         self.core.close()

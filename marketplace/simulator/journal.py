@@ -16,7 +16,9 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class Journal:
-    """A line holds all that one transaction changed, so a crash leaves whole transactions and at most one torn line."""
+    """A line holds all that one transaction changed, so a crash leaves whole transactions and at most one
+    torn line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

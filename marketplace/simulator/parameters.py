@@ -17,9 +17,15 @@ _INTEGER = re.compile(r"[+-]?\d{1,18}\Z")
 METADATA_KEY_MAX = 40
 METADATA_VALUE_MAX = 500
 NOT_POSITIVE = {"amount": 1}
-CURRENCIES = frozenset(
-    ["usd", "aed", "afn", "all", "amd", "ang", "aoa", "ars", "aud", "awg", "azn", "bam", "bbd", "bdt", "bgn", "bhd", "bif", "bmd", "bnd", "bob", "brl", "bsd", "bwp", "byn", "bzd", "cad", "cdf", "chf", "clp", "cny", "cop", "crc", "cve", "czk", "djf", "dkk", "dop", "dzd", "egp", "etb", "eur", "fjd", "fkp", "gbp", "gel", "gip", "gmd", "gnf", "gtq", "gyd", "hkd", "hnl", "hrk", "htg", "huf", "idr", "ils", "inr", "isk", "jmd", "jod", "jpy", "kes", "kgs", "khr", "kmf", "krw", "kwd", "kyd", "kzt", "lak", "lbp", "lkr", "lrd", "lsl", "mad", "mdl", "mga", "mkd", "mmk", "mnt", "mop", "mur", "mvr", "mwk", "mxn", "myr", "mzn", "nad", "ngn", "nio", "nok", "npr", "nzd", "omr", "pab", "pen", "pgk", "php", "pkr", "pln", "pyg", "qar", "ron", "rsd", "rub", "rwf", "sar", "sbd", "scr", "sek", "sgd", "shp", "sle", "sos", "srd", "std", "szl", "thb", "tjs", "tnd", "top", "try", "ttd", "twd", "tzs", "uah", "ugx", "uyu", "uzs", "vnd", "vuv", "wst", "xaf", "xcd", "xcg", "xof", "xpf", "yer", "zar", "zmw"]
+_CURRENCIES = (
+    "usd aed afn all amd ang aoa ars aud awg azn bam bbd bdt bgn bhd bif bmd bnd bob brl bsd bwp byn "
+    "bzd cad cdf chf clp cny cop crc cve czk djf dkk dop dzd egp etb eur fjd fkp gbp gel gip gmd gnf "
+    "gtq gyd hkd hnl hrk htg huf idr ils inr isk jmd jod jpy kes kgs khr kmf krw kwd kyd kzt lak lbp "
+    "lkr lrd lsl mad mdl mga mkd mmk mnt mop mur mvr mwk mxn myr mzn nad ngn nio nok npr nzd omr pab "
+    "pen pgk php pkr pln pyg qar ron rsd rub rwf sar sbd scr sek sgd shp sle sos srd std szl thb tjs "
+    "tnd top try ttd twd tzs uah ugx uyu uzs vnd vuv wst xaf xcd xcg xof xpf yer zar zmw"
 )
+CURRENCIES = frozenset(_CURRENCIES.split())
 
 
 @cache
@@ -89,8 +95,10 @@ def _scalar(rule: Rule, value: str, param: str) -> Any:
     kind = rule["type"]
     if value == "" and not (kind == "string" and ("" in rule.get("enum", ()) or param in _UNSETTABLE)):
         raise errors.invalid(
-            f"You passed an empty string for '{param}'. We assume empty values are an attempt to unset a parameter; "
-            f"however '{param}' cannot be unset. You should remove '{param}' from your request or supply a non-empty "
+            f"You passed an empty string for '{param}'. We assume empty values are an attempt to unset a "
+            "parameter; "
+            f"however '{param}' cannot be unset. You should remove '{param}' from your request or supply "
+            "a non-empty "
             "value.",
             code="parameter_invalid_empty",
             param=param,
@@ -138,7 +146,8 @@ def _string(rule: Rule, value: str, param: str) -> str:
         )
     if param == "currency" and value.lower() not in CURRENCIES:
         raise errors.invalid(
-            f"Invalid currency: {value}. Stripe currently supports these currencies: {', '.join(sorted(CURRENCIES))}",
+            f"Invalid currency: {value}. Stripe currently supports these currencies: "
+            f"{', '.join(sorted(CURRENCIES))}",
             param=param,
         )
     return value
@@ -187,12 +196,14 @@ def _map(rule: Rule, value: Any, param: str) -> dict[str, Any]:
             )
         if len(name) > METADATA_KEY_MAX:
             raise errors.invalid(
-                f"Metadata keys can have up to {METADATA_KEY_MAX} characters; you passed a key of {len(name)} characters.",
+                f"Metadata keys can have up to {METADATA_KEY_MAX} characters; you passed a key of "
+                f"{len(name)} characters.",
                 param=full,
             )
         if len(each) > METADATA_VALUE_MAX:
             raise errors.invalid(
-                f"Metadata values can have up to {METADATA_VALUE_MAX} characters, but you passed in a value that is "
+                f"Metadata values can have up to {METADATA_VALUE_MAX} characters, but you passed in a "
+                "value that is "
                 f"{len(each)} characters. Invalid value: {each}",
                 param=full,
             )

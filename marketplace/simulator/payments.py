@@ -90,7 +90,8 @@ def _check_amount(amount: int, currency: str) -> None:
 def confirm(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
     if intent["status"] not in {"requires_payment_method", "requires_confirmation", "requires_action"}:
         raise errors.refused(
-            f"You cannot confirm this PaymentIntent because it has already {intent['status']} after being previously "
+            f"You cannot confirm this PaymentIntent because it has already {intent['status']} after being "
+            "previously "
             "confirmed.",
             code="payment_intent_unexpected_state",
             payment_intent=intent,
@@ -98,8 +99,10 @@ def confirm(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
     method = params.get("payment_method") or intent["payment_method"]
     if not method:
         raise errors.refused(
-            "You cannot confirm this PaymentIntent because it's missing a payment method. You can either update the "
-            "PaymentIntent with a payment method and then confirm it again, or confirm it again directly with a "
+            "You cannot confirm this PaymentIntent because it's missing a payment method. You can either "
+            "update the "
+            "PaymentIntent with a payment method and then confirm it again, or confirm it again directly "
+            "with a "
             "payment method.",
             code="payment_intent_unexpected_state",
             payment_intent=intent,
@@ -216,7 +219,8 @@ def update(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
         params
     ):
         raise errors.refused(
-            f"This PaymentIntent's amount could not be updated because it has a status of {intent['status']}.",
+            "This PaymentIntent's amount could not be updated because it has a status of "
+            f"{intent['status']}.",
             code="payment_intent_unexpected_state",
             payment_intent=intent,
         )
@@ -236,7 +240,8 @@ def update(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
 def cancel(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
     if intent["status"] not in CANCELABLE:
         raise errors.refused(
-            f"You cannot cancel this PaymentIntent because it has a status of {intent['status']}. Only a PaymentIntent "
+            f"You cannot cancel this PaymentIntent because it has a status of {intent['status']}. Only a "
+            "PaymentIntent "
             "with one of the following statuses may be canceled: requires_payment_method, requires_capture, "
             "requires_confirmation, requires_action, processing.",
             code="payment_intent_unexpected_state",

@@ -18,7 +18,8 @@ def create(world: World, owner: str, params: Obj) -> Obj:
     amount = _amount(charge, params)
     if params.get("reverse_transfer") or params.get("refund_application_fee"):
         raise errors.refused(
-            f"Cannot reverse the transfer of charge {charge['id']}: it has no transfer associated with it. Only "
+            f"Cannot reverse the transfer of charge {charge['id']}: it has no transfer associated with "
+            "it. Only "
             "destination charges have one.",
             param="reverse_transfer" if params.get("reverse_transfer") else "refund_application_fee",
         )
@@ -200,7 +201,8 @@ def fail(world: World, owner: str, refund: str, reason: str = "unknown", status:
 def cancel(world: World, owner: str, refund: Obj) -> Obj:
     if refund["status"] != "requires_action":
         raise errors.refused(
-            f"Refund {refund['id']} cannot be canceled: only a refund with status requires_action can, and this "
+            f"Refund {refund['id']} cannot be canceled: only a refund with status requires_action can, "
+            "and this "
             f"one has status {refund['status']}."
         )
     return fail(world, owner, refund["id"], reason="merchant_request", status="canceled")

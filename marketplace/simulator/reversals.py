@@ -15,16 +15,19 @@ GIVE_UP_SECONDS = 45 * 24 * 3600
 
 
 def create(world: World, owner: str, transfer: Obj, params: Obj) -> Obj:
-    """An omitted amount means the whole transfer, also after a partial reversal (unconfirmed): then it is too much."""
-    left = transfer["amount"] - transfer["amount_reversed"] - _waiting(world, owner, transfer)
+    """An omitted amount means the whole transfer, also after a partial reversal (unconfirmed): then it is
+    too much.
+    """
+    left: int = transfer["amount"] - transfer["amount_reversed"] - _waiting(world, owner, transfer)
     if left == 0:
         raise errors.refused(f"The transfer {transfer['id']} is already fully reversed.")
-    amount: int = params.get("amount", transfer["amount"])
+    amount: int = params["amount"] if "amount" in params else transfer["amount"]
     currency, seller = transfer["currency"], transfer["destination"]
     if amount > left:
         shown = [ledger.shown(each, currency) for each in (amount, left)]
         raise errors.refused(
-            f"Transfer reversal amount ({shown[0]}) is greater than unreversed amount on transfer ({shown[1]})",
+            f"Transfer reversal amount ({shown[0]}) is greater than unreversed amount on transfer "
+            f"({shown[1]})",
             param="amount",
         )
     fields = {
@@ -73,7 +76,9 @@ def _waiting(world: World, owner: str, transfer: Obj) -> int:
 
 
 def _pending_until(world: World, transfer: Obj) -> float | None:
-    """When the transferred money arrives at the seller, if it has not: then a reversal takes it from there."""
+    """When the transferred money arrives at the seller, if it has not: then a reversal takes it from
+    there.
+    """
     if transfer["source_transaction"] is None:
         return None
     payment = world.store.get(transfer["destination"], "charge", transfer["destination_payment"])
@@ -169,7 +174,9 @@ def _finish(world: World, owner: str, transfer: Obj, reversal: Obj) -> None:
 
 
 def stop_waiting(world: World, owner: str, reversal: str, status: str = "failed") -> Obj:
-    """A pending reversal fails after 45 days, or is canceled. No event is known to tell of it (unconfirmed)."""
+    """A pending reversal fails after 45 days, or is canceled. No event is known to tell of it
+    (unconfirmed).
+    """
     found = world.store.get(owner, "transfer_reversal", reversal)
     if found is None:
         raise errors.missing_object("transfer reversal", reversal)

@@ -48,7 +48,8 @@ def _on(name: str) -> Callable[[Handler], Handler]:
 def _get(world: World, owner: str, kind: str, id_: str, noun: str | None = None) -> Obj:
     found = world.store.get(owner, kind, id_)
     if found is None:
-        # Row 5 of the errors: the right id under the wrong kind of key is a 404 too; ids here live in one mode only.
+        # Row 5 of the errors: the right id under the wrong kind of key is a 404 too; ids here live in one
+        # mode only.
         raise errors.missing_object(noun or kind.replace("_", " "), id_)
     return found
 
@@ -196,14 +197,18 @@ def _balance(world: World, owner: str, _ids: list[str], _params: Obj) -> Obj:
 
 @_on("GET /v1/balance_transactions")
 def _list_entries(world: World, owner: str, _ids: list[str], params: Obj) -> Obj:
-    """`source=trr_…` finds nothing: a reversal's entry names the transfer (whether Stripe helps is unconfirmed)."""
+    """`source=trr_…` finds nothing: a reversal's entry names the transfer (whether Stripe helps is
+    unconfirmed).
+    """
     fields = ("type", "source", "currency")
     return views.page(world, owner, "balance_transaction", "/v1/balance_transactions", params, fields=fields)
 
 
 @_on("GET /v1/events")
 def _list_events(world: World, owner: str, _ids: list[str], params: Obj) -> Obj:
-    """Without `delivery_success` all; with false those not (yet) taken by every endpoint. Kept for 30 days."""
+    """Without `delivery_success` all; with false those not (yet) taken by every endpoint. Kept for 30
+    days.
+    """
     if "type" in params and "types" in params:
         raise errors.invalid(
             "You may only specify one of these parameters: type, types.", code="parameters_exclusive"

@@ -46,7 +46,7 @@ class Server:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.05)  # type: ignore[arg-type]
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.05)
         await runner.setup()
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .world import World
 
 NO_FUNDS = (
-    "You have insufficient available funds in your Stripe account. Try adding funds directly to your available "
+    "You have insufficient available funds in your Stripe account. Try adding funds directly to your "
+    "available "
     "balance by creating Charges using the 4000000000000077 test card. See: "
     "https://stripe.com/docs/testing#available-balance"
 )
@@ -30,14 +31,15 @@ def create(world: World, owner: str, params: Obj) -> Obj:
         raise errors.missing_reference("destination", destination, param="destination")
     if account["capabilities"].get("transfers") != "active":
         raise errors.refused(
-            "Your destination account needs to have at least one of the following capabilities enabled: transfers, "
+            "Your destination account needs to have at least one of the following capabilities enabled: "
+            "transfers, "
             "crypto_transfers, legacy_payments",
             code="insufficient_capabilities_for_transfer",
         )
     charge, available_on = _source(world, owner, amount, currency, params.get("source_transaction"))
     if available_on is None and ledger.available(world, owner, currency) < amount:
         raise errors.refused(NO_FUNDS, code="balance_insufficient")
-    return _make(world, owner, amount, currency, params, charge, available_on)
+    return _make(world, params, amount=amount, currency=currency, charge=charge, available_on=available_on)
 
 
 def _source(
@@ -45,8 +47,8 @@ def _source(
 ) -> tuple[Obj | None, float | None]:
     """The charge that the transfer is taken from, and when its money arrives if that is not yet.
 
-    Reversed parts of earlier transfers do not count against the charge (unconfirmed, the likelier reading of "the
-    sum of transfers must not exceed the charge"); the error's text is from public reports.
+    Reversed parts of earlier transfers do not count against the charge (unconfirmed, the likelier reading
+    of "the sum of transfers must not exceed the charge"); the error's text is from public reports.
     """
     if charge_id is None:
         return None, None
@@ -62,7 +64,8 @@ def _source(
     assert entry is not None
     if entry["currency"] != currency:
         raise errors.refused(
-            f"The currency of source_transaction's balance transaction ({entry['currency']}) must be the same as the "
+            f"The currency of source_transaction's balance transaction ({entry['currency']}) must be the "
+            "same as the "
             f"transfer currency ({currency})",
             param="currency",
         )
@@ -85,13 +88,14 @@ def _source(
 
 def _make(
     world: World,
-    owner: str,
+    params: Obj,
+    *,
     amount: int,
     currency: str,
-    params: Obj,
     charge: Obj | None,
     available_on: float | None,
 ) -> Obj:
+    owner = world.platform
     group = params.get("transfer_group")
     if charge is not None:
         if charge["transfer_group"] is None:

@@ -105,15 +105,16 @@ class World:
         self.waiting: dict[tuple[str, str], list[str]] = {}
         """Refunds that wait for money, by account and currency, oldest first."""
         self.made_by: dict[str, str] = {}
-        """The idempotency key that each reversal was made with: for the audit, Stripe's object does not say."""
+        """The idempotency key that each reversal was made with: for the audit, Stripe's object does not
+        say.
+        """
         self.keys = Keys(self)
         self.jobs: dict[str, Job] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._scheduled = 0
         self.made = 0
-        self._stem = "".join(
-            random.Random(f"ids {seed}").choices("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghjkmnp", k=8)
-        )
+        chance = random.Random(f"ids {seed}")  # noqa: S311
+        self._stem = "".join(chance.choices("ABCDEFGHJKLMNPQRSTUVWXYZabcdefghjkmnp", k=8))
         self.announce: Callable[[str, Obj], int] = lambda _owner, _event: 0
         self.wake: Callable[[], None] = lambda: None
         self.write: Callable[[World], None] | None = None
