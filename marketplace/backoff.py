@@ -32,7 +32,7 @@ class RetryPolicy:
 
         ``retry_count`` is the number of retries spent before this failure.
         """
-        full = min(self.base * 2 ** min(retry_count, LARGEST_EXPONENT), self.maximum)
+        full: timedelta = min(self.base * 2 ** min(retry_count, LARGEST_EXPONENT), self.maximum)
         return full * (1 - LARGEST_JITTER * jitter)
 
     def is_exhausted(self, retry_count: int) -> bool:

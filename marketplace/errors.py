@@ -36,6 +36,10 @@ class UnknownOrder(MarketplaceError):
     """Stripe speaks of a payment of which we have no order (yet)."""
 
 
+class SignatureRefused(MarketplaceError):
+    """The body does not bear a fresh signature of one of our webhook secrets."""
+
+
 class MalformedEvent(MarketplaceError):
     """A verified event whose body lacks what Stripe documents."""
 

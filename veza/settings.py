@@ -87,9 +87,7 @@ TEMPLATES = [
     },
 ]
 
-DATABASES: dict[str, dict[str, Any]] = {
-    "default": database.configuration(DATABASE, STATE_DIR)
-}
+DATABASES: dict[str, dict[str, Any]] = {"default": database.configuration(DATABASE, STATE_DIR)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -133,7 +131,11 @@ STRIPE_WEBHOOK_SECRETS = env.stripe_webhook_secrets("STRIPE_WEBHOOK_SECRETS")
 STRIPE_API_BASE = env.http_url("STRIPE_API_BASE")
 STRIPE_LIVEMODE = STRIPE_SECRET_KEY.startswith(("sk_live_", "rk_live_"))
 if STRIPE_LIVEMODE and DEBUG:
-    raise invalid("STRIPE_SECRET_KEY", mask(STRIPE_SECRET_KEY), "a test key while DEBUG is true: error pages show too much")
+    raise invalid(
+        "STRIPE_SECRET_KEY",
+        mask(STRIPE_SECRET_KEY),
+        "a test key while DEBUG is true: error pages show too much",
+    )
 if STRIPE_LIVEMODE and STRIPE_API_BASE and STRIPE_API_BASE != "https://api.stripe.com":
     raise invalid("STRIPE_API_BASE", STRIPE_API_BASE, "no other server than Stripe's together with a live key")
 # Connecting, and waiting for an answer, of one call. Stripe's own SDK would wait 80 s.

@@ -1,5 +1,6 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -45,20 +46,29 @@ class Lifecycle(models.Model):
         Raises:
             IllegalTransition: the pair is not listed; no SQL was sent.
             StaleTransition: someone moved the row first, or the lease is no longer ours; nothing was changed.
+
         """
         if to not in self.TRANSITIONS[type(to)(self.status)]:
             raise IllegalTransition(f"{self._meta.verbose_name} {self.pk} cannot go from {self.status} to {to}")
         self.change(reason=reason, actor=actor, attempt=attempt, lease_token=lease_token, status=to.value, **fields)
 
     def change(
-        self, *, reason: str, actor: str, attempt: int | None = None, lease_token: UUID | None = None, **fields: Any
+        self,
+        *,
+        reason: str,
+        actor: str,
+        attempt: int | None = None,
+        lease_token: UUID | None = None,
+        **fields: Any,
     ) -> None:
         """Write ``fields`` under the same lock as ``transition()``, the status staying as it is.
 
         Raises:
             StaleTransition: as in ``transition()``.
+
         """
-        held = type(self)._default_manager.filter(pk=self.pk, status=self.status)
+        held: Any = type(self)._default_manager.all()
+        held = held.filter(pk=self.pk, status=self.status)
         if lease_token is not None:
             held = held.filter(lease_token=lease_token)
         with pghistory.context(actor=actor, reason=reason, attempt=attempt):
@@ -71,6 +81,12 @@ class Lifecycle(models.Model):
                 self.__dict__.pop(name, None)
             else:
                 setattr(self, name, value)
+
+    @staticmethod
+    def recording(*, actor: str, reason: str) -> AbstractContextManager[Any]:
+        """Around the creation of rows: the history says by whom and why."""
+        recorded: AbstractContextManager[Any] = pghistory.context(actor=actor, reason=reason, attempt=None)
+        return recorded
 
     @classmethod
     def locked(cls, pk: Any) -> Self:
@@ -85,16 +101,26 @@ class Work(models.Model):
         _("retries spent"), default=0, help_text=_("Failed attempts that count. Waiting for funds does not.")
     )
     next_retry_at = models.DateTimeField(
-        _("next attempt"), null=True, blank=True, help_text=_("When a worker takes the row up, by the database's clock.")
+        _("next attempt"),
+        null=True,
+        blank=True,
+        help_text=_("When a worker takes the row up, by the database's clock."),
     )
     last_error_code = models.CharField(_("last error"), max_length=100, blank=True, default="")
     last_error_message = models.TextField(_("last error message"), blank=True, default="")
     last_error_request_id = models.CharField(
-        _("Stripe request"), max_length=255, blank=True, default="", help_text=_("Stripe's req_… of the last error.")
+        _("Stripe request"),
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("Stripe's req_… of the last error."),
     )
     last_error_at = models.DateTimeField(_("last error at"), null=True, blank=True)
     lease_token = models.UUIDField(
-        _("lease"), null=True, blank=True, help_text=_("The worker that holds the row names this with all it writes.")
+        _("lease"),
+        null=True,
+        blank=True,
+        help_text=_("The worker that holds the row names this with all it writes."),
     )
     lease_expires_at = models.DateTimeField(_("lease expires at"), null=True, blank=True)
 
@@ -140,8 +166,7 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
         when=pgtrigger.After,
         operation=pgtrigger.Insert | pgtrigger.Update,
         declare=[("is_news", "BOOLEAN")],
-        func=pgtrigger.Func(
-            f"""
+        func=f"""
             IF TG_OP = 'INSERT' THEN
                 is_news := TRUE;
             ELSE
@@ -152,8 +177,7 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
                 PERFORM pg_notify('{channel}', '');
             END IF;
             RETURN NULL;
-            """
-        ),
+            """,
         condition=pgtrigger.Condition(
             f"NEW.status IN ({listed}) AND NEW.next_retry_at IS NOT NULL AND NEW.lease_token IS NULL"
         ),
@@ -178,6 +202,6 @@ def tracked(model_name: str, *fields: str) -> Any:
         model_name=model_name,
         append_only=True,
         context_field=pghistory.ContextJSONField(),
-        context_id_field=None,
+        context_id_field=None,  # type: ignore[arg-type]  # its code takes None, its annotation does not
         obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),
     )

@@ -56,7 +56,11 @@ class Refund(Lifecycle, Work):
         help_text=_("Empty for refunds first seen at Stripe."),
     )
     request_key = models.CharField(
-        _("Idempotency-Key"), max_length=255, blank=True, default="", help_text=_("As the API's caller sent it.")
+        _("Idempotency-Key"),
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("As the API's caller sent it."),
     )
     # Sent as metadata, so that a refund at Stripe can be recognised as this one.
     operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
@@ -65,7 +69,9 @@ class Refund(Lifecycle, Work):
         _("first attempt"), null=True, blank=True, help_text=_("When the present key was first sent.")
     )
     look_first = models.BooleanField(
-        _("look first"), default=False, help_text=_("Before the next send, see whether Stripe has it already.")
+        _("look first"),
+        default=False,
+        help_text=_("Before the next send, see whether Stripe has it already."),
     )
     stripe_refund_id = models.CharField(
         _("Stripe refund"), max_length=255, blank=True, default="", help_text=_("re_… once Stripe has it.")
@@ -102,10 +108,12 @@ class Refund(Lifecycle, Work):
                 condition=Q(status__in=["requested", "failed", "canceled"]) | ~Q(stripe_refund_id=""),
             ),
             models.CheckConstraint(
-                name="refund_succeeded_has_time", condition=~Q(status="succeeded") | Q(succeeded_at__isnull=False)
+                name="refund_succeeded_has_time",
+                condition=~Q(status="succeeded") | Q(succeeded_at__isnull=False),
             ),
             models.CheckConstraint(
-                name="refund_waiting_has_due_time", condition=~Q(status="requested") | Q(next_retry_at__isnull=False)
+                name="refund_waiting_has_due_time",
+                condition=~Q(status="requested") | Q(next_retry_at__isnull=False),
             ),
             models.UniqueConstraint(
                 name="refund_stripe_id_once", fields=["stripe_refund_id"], condition=~Q(stripe_refund_id="")

@@ -41,10 +41,16 @@ class Seller(models.Model):
     )
     payouts_enabled = models.BooleanField(_("payouts enabled"), default=True)
     deauthorized_at = models.DateTimeField(
-        _("disconnected at"), null=True, blank=True, help_text=_("When the seller disconnected the account from us.")
+        _("disconnected at"),
+        null=True,
+        blank=True,
+        help_text=_("When the seller disconnected the account from us."),
     )
     stripe_seen_at = models.DateTimeField(
-        _("as Stripe said at"), null=True, blank=True, help_text=_("Time of the newest account event applied.")
+        _("as Stripe said at"),
+        null=True,
+        blank=True,
+        help_text=_("Time of the newest account event applied."),
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
 
@@ -105,7 +111,9 @@ class Order(Lifecycle):
     )
     currency = models.CharField(_("currency"), max_length=3)
     commission_basis_points = models.PositiveIntegerField(
-        _("commission"), default=0, help_text=_("The platform's part in hundredths of a percent, as it was at the sale.")
+        _("commission"),
+        default=0,
+        help_text=_("The platform's part in hundredths of a percent, as it was at the sale."),
     )
     # Sent to Stripe as metadata and as a part of the keys and the transfer group: unique beyond this database.
     operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
@@ -142,9 +150,7 @@ class Order(Lifecycle):
             models.UniqueConstraint(
                 name="order_charge_once", fields=["stripe_charge_id"], condition=~Q(stripe_charge_id="")
             ),
-            models.CheckConstraint(
-                name="order_commission_below_all", condition=Q(commission_basis_points__lt=10_000)
-            ),
+            models.CheckConstraint(name="order_commission_below_all", condition=Q(commission_basis_points__lt=10_000)),
             is_currency("order_currency"),
         ]
 
@@ -179,9 +185,7 @@ class OrderItem(models.Model):
         verbose_name_plural = _("order items")
         ordering = ("id",)
         constraints = [
-            models.CheckConstraint(
-                name="item_amounts_positive", condition=Q(quantity__gt=0) & Q(unit_amount__gt=0)
-            ),
+            models.CheckConstraint(name="item_amounts_positive", condition=Q(quantity__gt=0) & Q(unit_amount__gt=0)),
         ]
 
     def __str__(self) -> str:

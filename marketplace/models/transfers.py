@@ -58,12 +58,21 @@ class SellerTransfer(Lifecycle, Work):
     amount_reversed = models.BigIntegerField(
         _("amount reversed"), default=0, help_text=_("What Stripe confirmed to have taken back.")
     )
+    amount_kept_back = models.BigIntegerField(
+        _("amount kept back"),
+        default=0,
+        help_text=_("Of the seller's share, what was refunded before it was sent."),
+    )
     currency = models.CharField(_("currency"), max_length=3)
     stripe_transfer_id = models.CharField(
         _("Stripe transfer"), max_length=255, blank=True, default="", help_text=_("tr_… once Stripe made it.")
     )
     stripe_reversal_id = models.CharField(
-        _("latest reversal"), max_length=255, blank=True, default="", help_text=_("trr_… of the newest reversal.")
+        _("latest reversal"),
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("trr_… of the newest reversal."),
     )
     # The key of the sending; it stays while the outcome is unknown, and is raised only after looking at Stripe.
     operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
@@ -72,13 +81,22 @@ class SellerTransfer(Lifecycle, Work):
         _("first attempt"), null=True, blank=True, help_text=_("When the present key was first sent.")
     )
     in_doubt = models.BooleanField(
-        _("outcome unknown"), default=False, help_text=_("It may be at Stripe: it was sent, or was about to be.")
+        _("outcome unknown"),
+        default=False,
+        help_text=_("It may be at Stripe: it was sent, or was about to be."),
     )
     look_first = models.BooleanField(
-        _("look first"), default=False, help_text=_("Before the next send, see whether Stripe has it already.")
+        _("look first"),
+        default=False,
+        help_text=_("Before the next send, see whether Stripe has it already."),
     )
     failed_leg = models.CharField(
-        _("failed leg"), max_length=20, choices=Leg, blank=True, default="", help_text=_("What a retry resumes.")
+        _("failed leg"),
+        max_length=20,
+        choices=Leg,
+        blank=True,
+        default="",
+        help_text=_("What a retry resumes."),
     )
 
     class Meta:
@@ -102,6 +120,7 @@ class SellerTransfer(Lifecycle, Work):
         ]
         constraints = [
             models.CheckConstraint(name="transfer_amount_positive", condition=Q(amount__gt=0)),
+            models.CheckConstraint(name="transfer_kept_back_not_negative", condition=Q(amount_kept_back__gte=0)),
             models.CheckConstraint(
                 name="transfer_reversed_within_amount",
                 condition=Q(amount_reversed__gte=0, amount_reversed__lte=F("amount")),
@@ -113,7 +132,8 @@ class SellerTransfer(Lifecycle, Work):
                 | (~Q(status="reversed") & Q(amount_reversed__lt=F("amount"))),
             ),
             models.CheckConstraint(
-                name="transfer_part_means_part", condition=~Q(status="partially_reversed") | Q(amount_reversed__gt=0)
+                name="transfer_part_means_part",
+                condition=~Q(status="partially_reversed") | Q(amount_reversed__gt=0),
             ),
             models.CheckConstraint(
                 name="transfer_whole_means_none",
@@ -132,7 +152,9 @@ class SellerTransfer(Lifecycle, Work):
                 condition=~Q(status__in=["pending", "failed", "reversal_pending"]) | Q(next_retry_at__isnull=False),
             ),
             models.UniqueConstraint(
-                name="transfer_stripe_id_once", fields=["stripe_transfer_id"], condition=~Q(stripe_transfer_id="")
+                name="transfer_stripe_id_once",
+                fields=["stripe_transfer_id"],
+                condition=~Q(stripe_transfer_id=""),
             ),
             lease_is_whole("transfer_lease_whole"),
             is_currency("transfer_currency"),
@@ -157,6 +179,11 @@ class SellerTransfer(Lifecycle, Work):
     @property
     def money(self) -> Money:
         return Money(self.amount, self.currency)
+
+    @property
+    def share(self) -> int:
+        """The seller's part of the order as it was at the sale."""
+        return self.amount + self.amount_kept_back
 
     @property
     def amount_unreversed(self) -> int:
@@ -186,7 +213,12 @@ class TransferReversal(Lifecycle):
     )
     cause = models.CharField(_("cause"), max_length=20, choices=Cause)
     refund = models.ForeignKey(
-        Refund, verbose_name=_("refund"), on_delete=models.PROTECT, null=True, blank=True, related_name="reversals"
+        Refund,
+        verbose_name=_("refund"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="reversals",
     )
     amount = models.BigIntegerField(_("amount"), help_text=_("To take back, in the currency's minor unit."))
     currency = models.CharField(_("currency"), max_length=3)
@@ -197,7 +229,9 @@ class TransferReversal(Lifecycle):
         _("first attempt"), null=True, blank=True, help_text=_("When the present key was first sent.")
     )
     look_first = models.BooleanField(
-        _("look first"), default=False, help_text=_("Before the next send, see whether Stripe has it already.")
+        _("look first"),
+        default=False,
+        help_text=_("Before the next send, see whether Stripe has it already."),
     )
     waiting_for_funds_since = models.DateTimeField(_("waiting for funds since"), null=True, blank=True)
     stripe_reversal_id = models.CharField(
@@ -235,7 +269,9 @@ class TransferReversal(Lifecycle):
                 condition=(Q(cause="refund") & Q(refund__isnull=False)) | (~Q(cause="refund") & Q(refund__isnull=True)),
             ),
             models.UniqueConstraint(
-                name="reversal_stripe_id_once", fields=["stripe_reversal_id"], condition=~Q(stripe_reversal_id="")
+                name="reversal_stripe_id_once",
+                fields=["stripe_reversal_id"],
+                condition=~Q(stripe_reversal_id=""),
             ),
             # A reversal that was given up or replaced does not stand in the way of the next one.
             models.UniqueConstraint(

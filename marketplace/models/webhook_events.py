@@ -18,7 +18,11 @@ class WebhookEvent(Lifecycle, Work):
     stripe_event_id = models.CharField(_("Stripe event"), max_length=255, unique=True, help_text=_("evt_…"))
     type = models.CharField(_("type"), max_length=255)
     stripe_account_id = models.CharField(
-        _("account"), max_length=255, blank=True, default="", help_text=_("acct_… for events of connected accounts.")
+        _("account"),
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("acct_… for events of connected accounts."),
     )
     livemode = models.BooleanField(_("live mode"), default=False)
     api_version = models.CharField(_("API version"), max_length=100, blank=True, default="")
@@ -26,7 +30,11 @@ class WebhookEvent(Lifecycle, Work):
     received_at = models.DateTimeField(_("received at"), db_default=Now(), editable=False)
     payload = models.JSONField(_("payload"), help_text=_("The event as Stripe signed it."))
     outcome = models.CharField(
-        _("outcome"), max_length=500, blank=True, default="", help_text=_("What was done with it, or why nothing was.")
+        _("outcome"),
+        max_length=500,
+        blank=True,
+        default="",
+        help_text=_("What was done with it, or why nothing was."),
     )
 
     class Meta:

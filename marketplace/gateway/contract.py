@@ -1,0 +1,271 @@
+"""What we ask of Stripe and what it may answer, as data. Nothing here knows the SDK.
+
+Every call may also answer with one of the ``Failure`` types: what they mean for a row is decided in the services.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+# --- Facts: what Stripe says of its objects ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFacts:
+    """A transfer at Stripe. Amounts in the currency's minor unit."""
+
+    stripe_transfer_id: str
+    amount: int
+    amount_reversed: int
+    currency: str
+    operation_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReversalFacts:
+    """A transfer reversal at Stripe.
+
+    ``status`` is empty where Stripe gives none, which counts as done; otherwise only ``succeeded`` is done
+    (docs.stripe.com/connect/pending-transfer-reversals, a private preview).
+    """
+
+    stripe_reversal_id: str
+    amount: int
+    currency: str
+    operation_id: str
+    status: str = ""
+
+    @property
+    def is_done(self) -> bool:
+        return self.status in {"", "succeeded"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaymentFacts:
+    """A payment intent. ``order_operation_id`` is our own metadata, empty on payments that are not ours."""
+
+    stripe_payment_intent_id: str
+    stripe_charge_id: str
+    amount_received: int
+    currency: str
+    status: str
+    order_operation_id: str
+    paid_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundFacts:
+    """A refund as Stripe described it at ``seen_at`` (Stripe's clock, whole seconds)."""
+
+    stripe_refund_id: str
+    stripe_payment_intent_id: str
+    stripe_charge_id: str
+    amount: int
+    currency: str
+    status: str
+    operation_id: str
+    failure_reason: str
+    seen_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountFacts:
+    stripe_account_id: str
+    transfers_capability: str
+    payouts_enabled: bool
+    seen_at: datetime
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferCreated:
+    transfer: TransferFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRetrieved:
+    transfer: TransferFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransfersListed:
+    transfers: tuple[TransferFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reversed:
+    """Stripe made the reversal, now or when it first saw this idempotency key."""
+
+    reversal: ReversalFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlreadyReversed:
+    """Refused, because less than the asked amount is left; ``reversals`` are all there are, as Stripe lists them."""
+
+    transfer: TransferFacts
+    reversals: tuple[ReversalFacts, ...]
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReversalsListed:
+    reversals: tuple[ReversalFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundCreated:
+    refund: RefundFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefundsListed:
+    refunds: tuple[RefundFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaymentCreated:
+    payment: PaymentFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountCreated:
+    account: AccountFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    message: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotFound(_Failure):
+    """404 ``resource_missing``: no such object, or one of the other mode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsufficientFunds(_Failure):
+    """``balance_insufficient``: stored under the key for a day, so a later attempt needs a new one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy(_Failure):
+    """409, or 429 ``lock_timeout``: somebody works on this object or this key. Nothing ran; the same key goes again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateLimited(_Failure):
+    """429 of a limiter. ``reason`` is Stripe-Rate-Limited-Reason. Nothing ran; the same key goes again."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denied(_Failure):
+    """401 or 403: our key or its permissions are wrong, for every call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(_Failure):
+    """Any other 4xx. ``code`` is Stripe's, or its error type where there is none."""
+
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerError(_Failure):
+    """500: the outcome is unknown and this answer is stored under the key, so the same key learns nothing new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown(_Failure):
+    """No answer, 502, 503, 504, 424, or one that cannot be read: it may have happened. The same key tells."""
+
+
+Failure = NotFound | InsufficientFunds | Busy | RateLimited | Denied | Refused | ServerError | Unknown
+CreateTransferAnswer = TransferCreated | Failure
+RetrieveTransferAnswer = TransferRetrieved | Failure
+ListTransfersAnswer = TransfersListed | Failure
+ReverseTransferAnswer = Reversed | AlreadyReversed | Failure
+ListReversalsAnswer = ReversalsListed | Failure
+CreateRefundAnswer = RefundCreated | Failure
+ListRefundsAnswer = RefundsListed | Failure
+CreatePaymentAnswer = PaymentCreated | Failure
+CreateAccountAnswer = AccountCreated | Failure
+
+# --- The gateway ------------------------------------------------------------------------------------------------------
+
+
+class TransferGateway(Protocol):
+    """Stripe, as this program uses it. Amounts are whole minor units; one call is one HTTP request unless said."""
+
+    def create_transfer(
+        self,
+        *,
+        amount: int,
+        currency: str,
+        destination: str,
+        source_transaction: str,
+        transfer_group: str,
+        operation_id: UUID,
+        idempotency_key: str,
+    ) -> CreateTransferAnswer: ...
+
+    def retrieve_transfer(self, stripe_transfer_id: str) -> RetrieveTransferAnswer: ...
+
+    def list_transfers(self, *, transfer_group: str) -> ListTransfersAnswer:
+        """All transfers of the group; one request per hundred."""
+        ...
+
+    def reverse_transfer(
+        self,
+        stripe_transfer_id: str,
+        *,
+        amount: int | None,
+        reason: str,
+        operation_id: UUID,
+        idempotency_key: str,
+    ) -> ReverseTransferAnswer:
+        """Take ``amount`` back; None means all that remains, which costs one request more to learn.
+
+        Stripe has no error code for "already reversed", so a refusal without a code is looked into: the transfer and
+        its reversals decide, never the message.
+        """
+        ...
+
+    def list_reversals(self, stripe_transfer_id: str) -> ListReversalsAnswer:
+        """All reversals of the transfer; one request per hundred."""
+        ...
+
+    def create_refund(
+        self, *, payment_intent: str, amount: int, operation_id: UUID, idempotency_key: str
+    ) -> CreateRefundAnswer: ...
+
+    def list_refunds(self, *, payment_intent: str) -> ListRefundsAnswer: ...
+
+    def create_payment(
+        self,
+        *,
+        amount: int,
+        currency: str,
+        transfer_group: str,
+        operation_id: UUID,
+        payment_method: str,
+        idempotency_key: str,
+    ) -> CreatePaymentAnswer:
+        """A payment intent, confirmed at once with the given payment method (``pm_card_visa`` in test mode)."""
+        ...
+
+    def create_account(self, *, name: str, country: str, idempotency_key: str) -> CreateAccountAnswer:
+        """A connected account for a seller, with the transfers capability asked for; test mode only."""
+        ...

@@ -1,0 +1,441 @@
+"""Makes the calls. Every SDK result and error becomes one of our answers; none escapes as an exception."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, TypeVar
+from uuid import UUID
+
+import requests
+import stripe
+import structlog
+from django.conf import settings
+
+from marketplace.gateway.contract import (
+    AccountCreated,
+    AccountFacts,
+    AlreadyReversed,
+    Busy,
+    CreateAccountAnswer,
+    CreatePaymentAnswer,
+    CreateRefundAnswer,
+    CreateTransferAnswer,
+    Denied,
+    Failure,
+    InsufficientFunds,
+    ListRefundsAnswer,
+    ListReversalsAnswer,
+    ListTransfersAnswer,
+    NotFound,
+    PaymentCreated,
+    PaymentFacts,
+    RateLimited,
+    RefundCreated,
+    RefundFacts,
+    RefundsListed,
+    Refused,
+    RetrieveTransferAnswer,
+    ReversalFacts,
+    ReversalsListed,
+    Reversed,
+    ReverseTransferAnswer,
+    ServerError,
+    TransferCreated,
+    TransferFacts,
+    TransferRetrieved,
+    TransfersListed,
+    Unknown,
+)
+from marketplace.metrics import STRIPE_REQUEST_SECONDS
+from marketplace.redaction import redact
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+# The version this code was written against; stripe-python 16 pins the same one.
+API_VERSION = "2026-10-28.endive"
+OPERATION_ID = "operation_id"
+ORDER_OPERATION_ID = "order_operation_id"
+LARGEST_PAGE = 100
+
+
+class StripeGateway:
+    """Stripe over HTTP; implements ``contract.TransferGateway``. Safe to share between threads.
+
+    One instance per process: a new client per call would open a connection and read the certificates every time.
+    ``read_timeout`` and ``connect_timeout`` are seconds.
+    """
+
+    def __init__(self, *, api_key: str, api_base: str, connect_timeout: float, read_timeout: float) -> None:
+        # Nothing of our calls is anybody else's business; it would also write a file into the home folder.
+        stripe.enable_telemetry = False
+        self._client = stripe.StripeClient(
+            api_key or "sk_test_not_configured",
+            stripe_version=API_VERSION,
+            # Trying again is the worker's: it knows the row's due time, the lease and the other workers.
+            max_network_retries=0,
+            http_client=stripe.RequestsClient(timeout=(connect_timeout, read_timeout)),
+            base_addresses={"api": api_base} if api_base else {},
+        ).v1
+
+    def create_transfer(
+        self,
+        *,
+        amount: int,
+        currency: str,
+        destination: str,
+        source_transaction: str,
+        transfer_group: str,
+        operation_id: UUID,
+        idempotency_key: str,
+    ) -> CreateTransferAnswer:
+        params: Any = {
+            "amount": _positive(amount),
+            "currency": currency,
+            "destination": _identifier(destination),
+            "transfer_group": transfer_group,
+            "metadata": {OPERATION_ID: str(operation_id)},
+        }
+        if source_transaction:
+            params["source_transaction"] = source_transaction
+        return _call(
+            "create_transfer",
+            lambda: self._client.transfers.create(params, {"idempotency_key": idempotency_key}),
+            lambda made: TransferCreated(transfer=_transfer(made), request_id=_request_id(made)),
+        )
+
+    def retrieve_transfer(self, stripe_transfer_id: str) -> RetrieveTransferAnswer:
+        return _call(
+            "retrieve_transfer",
+            lambda: self._client.transfers.retrieve(_identifier(stripe_transfer_id)),
+            lambda found: TransferRetrieved(transfer=_transfer(found), request_id=_request_id(found)),
+        )
+
+    def list_transfers(self, *, transfer_group: str) -> ListTransfersAnswer:
+        return _call(
+            "list_transfers",
+            lambda: list(
+                self._client.transfers.list(
+                    {"transfer_group": _identifier(transfer_group), "limit": LARGEST_PAGE}
+                ).auto_paging_iter()
+            ),
+            lambda found: TransfersListed(transfers=tuple(map(_transfer, found))),
+        )
+
+    def reverse_transfer(
+        self,
+        stripe_transfer_id: str,
+        *,
+        amount: int | None,
+        reason: str,
+        operation_id: UUID,
+        idempotency_key: str,
+    ) -> ReverseTransferAnswer:
+        if amount is None:
+            # Stripe's own default is the whole amount, even after a partial reversal: so the amount is always sent.
+            answer = self.retrieve_transfer(stripe_transfer_id)
+            if not isinstance(answer, TransferRetrieved):
+                return answer
+            amount = answer.transfer.amount - answer.transfer.amount_reversed
+            if amount == 0:
+                return self._look_into_refusal(stripe_transfer_id, wanted=1, refusal=_nothing_left(answer))
+        wanted = _positive(amount)
+        params: Any = {"amount": wanted, "metadata": {OPERATION_ID: str(operation_id), "reason": reason}}
+        made = _call(
+            "reverse_transfer",
+            lambda: self._client.transfers.reversals.create(
+                _identifier(stripe_transfer_id), params, {"idempotency_key": idempotency_key}
+            ),
+            lambda made: Reversed(reversal=_reversal(made), request_id=_request_id(made)),
+        )
+        if isinstance(made, Refused) and made.code == "invalid_request_error":
+            return self._look_into_refusal(stripe_transfer_id, wanted=wanted, refusal=made)
+        return made
+
+    def _look_into_refusal(self, stripe_transfer_id: str, *, wanted: int, refusal: Refused) -> ReverseTransferAnswer:
+        """Whether a refusal without a code means that too little is left.
+
+        "The transfer … is already fully reversed." comes without a code (stripe-ruby#1058), and so does an amount above
+        the remainder. The message is never read: the transfer and its reversals are.
+        """
+        found = self.retrieve_transfer(stripe_transfer_id)
+        if not isinstance(found, TransferRetrieved):
+            return found
+        if found.transfer.amount - found.transfer.amount_reversed >= wanted:
+            return refusal
+        listed = self.list_reversals(stripe_transfer_id)
+        if not isinstance(listed, ReversalsListed):
+            return listed
+        return AlreadyReversed(
+            transfer=found.transfer,
+            reversals=listed.reversals,
+            request_id=refusal.request_id or found.request_id,
+        )
+
+    def list_reversals(self, stripe_transfer_id: str) -> ListReversalsAnswer:
+        return _call(
+            "list_reversals",
+            lambda: list(
+                self._client.transfers.reversals.list(
+                    _identifier(stripe_transfer_id), {"limit": LARGEST_PAGE}
+                ).auto_paging_iter()
+            ),
+            lambda found: ReversalsListed(reversals=tuple(map(_reversal, found))),
+        )
+
+    def create_refund(
+        self, *, payment_intent: str, amount: int, operation_id: UUID, idempotency_key: str
+    ) -> CreateRefundAnswer:
+        params: Any = {
+            "payment_intent": _identifier(payment_intent),
+            "amount": _positive(amount),
+            "metadata": {OPERATION_ID: str(operation_id)},
+        }
+        return _call(
+            "create_refund",
+            lambda: self._client.refunds.create(params, {"idempotency_key": idempotency_key}),
+            lambda made: RefundCreated(refund=refund_facts(made.to_dict()), request_id=_request_id(made)),
+        )
+
+    def list_refunds(self, *, payment_intent: str) -> ListRefundsAnswer:
+        return _call(
+            "list_refunds",
+            lambda: list(
+                self._client.refunds.list(
+                    {"payment_intent": _identifier(payment_intent), "limit": LARGEST_PAGE}
+                ).auto_paging_iter()
+            ),
+            lambda found: RefundsListed(refunds=tuple(refund_facts(refund.to_dict()) for refund in found)),
+        )
+
+    def create_payment(
+        self,
+        *,
+        amount: int,
+        currency: str,
+        transfer_group: str,
+        operation_id: UUID,
+        payment_method: str,
+        idempotency_key: str,
+    ) -> CreatePaymentAnswer:
+        params: Any = {
+            "amount": _positive(amount),
+            "currency": currency,
+            "confirm": True,
+            "payment_method": payment_method,
+            "automatic_payment_methods": {"enabled": True, "allow_redirects": "never"},
+            "transfer_group": transfer_group,
+            "metadata": {ORDER_OPERATION_ID: str(operation_id)},
+        }
+        return _call(
+            "create_payment",
+            lambda: self._client.payment_intents.create(params, {"idempotency_key": idempotency_key}),
+            lambda made: PaymentCreated(payment=payment_facts(made.to_dict()), request_id=_request_id(made)),
+        )
+
+    def create_account(self, *, name: str, country: str, idempotency_key: str) -> CreateAccountAnswer:
+        params: Any = {
+            "country": country,
+            "business_profile": {"name": name},
+            "capabilities": {"transfers": {"requested": True}},
+            # The platform carries losses, as Stripe recommends for separate charges and transfers.
+            "controller": {
+                "fees": {"payer": "application"},
+                "losses": {"payments": "application"},
+                "requirement_collection": "application",
+                "stripe_dashboard": {"type": "none"},
+            },
+        }
+        return _call(
+            "create_account",
+            lambda: self._client.accounts.create(params, {"idempotency_key": idempotency_key}),
+            lambda made: AccountCreated(
+                account=account_facts(made.to_dict(), seen_at=datetime.now(tz=UTC)),
+                request_id=_request_id(made),
+            ),
+        )
+
+
+@cache
+def gateway() -> StripeGateway:
+    """The process's gateway to the configured Stripe."""
+    return StripeGateway(
+        api_key=settings.STRIPE_SECRET_KEY,
+        api_base=settings.STRIPE_API_BASE,
+        connect_timeout=settings.STRIPE_CONNECT_TIMEOUT.total_seconds(),
+        read_timeout=settings.STRIPE_READ_TIMEOUT.total_seconds(),
+    )
+
+
+# --- From Stripe's objects to facts -----------------------------------------------------------------------------------
+
+
+def payment_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> PaymentFacts:
+    """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the body is not a payment intent."""
+    return PaymentFacts(
+        stripe_payment_intent_id=_text(body["id"]),
+        stripe_charge_id=_reference(body.get("latest_charge")),
+        amount_received=_whole(body["amount_received"]),
+        currency=_text(body["currency"]),
+        status=_text(body["status"]),
+        order_operation_id=_metadata(body).get(ORDER_OPERATION_ID, ""),
+        paid_at=seen_at or _time(body["created"]),
+    )
+
+
+def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> RefundFacts:
+    """Without ``seen_at`` the facts are those of the refund's creation, which is what a create call answers (and
+    replays). Raises as ``payment_facts``.
+    """
+    return RefundFacts(
+        stripe_refund_id=_text(body["id"]),
+        stripe_payment_intent_id=_reference(body.get("payment_intent")),
+        stripe_charge_id=_reference(body.get("charge")),
+        amount=_whole(body["amount"]),
+        currency=_text(body["currency"]),
+        status=_text(body["status"]),
+        operation_id=_metadata(body).get(OPERATION_ID, ""),
+        failure_reason=body.get("failure_reason") or "",
+        seen_at=seen_at or _time(body["created"]),
+    )
+
+
+def account_facts(body: Mapping[str, Any], *, seen_at: datetime) -> AccountFacts:
+    """Raises as ``payment_facts``."""
+    capabilities = body.get("capabilities") or {}
+    return AccountFacts(
+        stripe_account_id=_text(body["id"]),
+        transfers_capability=_text(capabilities.get("transfers", "unrequested")),
+        payouts_enabled=bool(body.get("payouts_enabled", False)),
+        seen_at=seen_at,
+    )
+
+
+def _transfer(made: stripe.Transfer) -> TransferFacts:
+    body = made.to_dict()
+    return TransferFacts(
+        stripe_transfer_id=_text(body["id"]),
+        amount=_whole(body["amount"]),
+        amount_reversed=_whole(body["amount_reversed"]),
+        currency=_text(body["currency"]),
+        operation_id=_metadata(body).get(OPERATION_ID, ""),
+    )
+
+
+def _reversal(made: Any) -> ReversalFacts:
+    body = made.to_dict()
+    return ReversalFacts(
+        stripe_reversal_id=_text(body["id"]),
+        amount=_whole(body["amount"]),
+        currency=_text(body["currency"]),
+        operation_id=_metadata(body).get(OPERATION_ID, ""),
+        status=body.get("status") or "",
+    )
+
+
+def _metadata(body: Mapping[str, Any]) -> dict[str, str]:
+    return dict(body.get("metadata") or {})
+
+
+def _reference(value: Any) -> str:
+    """The id of an object that Stripe gives as its id, as the object itself where expanded, or as null."""
+    if value is None:
+        return ""
+    return _text(value["id"] if isinstance(value, Mapping) else value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"expected a non-empty string, got {type(value).__name__}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected a whole number, got {type(value).__name__}")
+    return value
+
+
+def _time(value: Any) -> datetime:
+    return datetime.fromtimestamp(_whole(value), tz=UTC)
+
+
+def _positive(amount: int) -> int:
+    """The SDK sends whatever it is given: a float as ``5.0``, and leaves None out, which means everything."""
+    if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
+        raise ValueError(f"amount must be a positive whole number of minor units, not {amount!r}")
+    return amount
+
+
+def _identifier(value: str) -> str:
+    """An empty id would make another call: ``/v1/transfers//reversals``."""
+    if not value:
+        raise ValueError("an id of Stripe is needed, got an empty one")
+    return value
+
+
+# --- From the SDK's errors to answers ---------------------------------------------------------------------------------
+
+
+def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | Failure:
+    """One call: its result read as facts, or its failure as one of ours. Bugs of our own (bad arguments) do escape."""
+    with STRIPE_REQUEST_SECONDS.labels(call=name).time():
+        try:
+            result = send()
+        except stripe.StripeError as error:
+            failure = _failure(error)
+            logger.debug("stripe_call_failed", call=name, answer=type(failure).__name__, request_id=failure.request_id)
+            return failure
+        except (UnicodeDecodeError, requests.RequestException) as error:
+            # stripe-python 16.1 lets both out: a body that is not UTF-8, and a body that breaks off.
+            return Unknown(message=f"unreadable answer: {type(error).__name__}")
+    try:
+        return read(result)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Unknown(message=f"answer of an unexpected shape: {error}", request_id=_request_id(result))
+
+
+def _failure(error: stripe.StripeError) -> Failure:
+    """Decides by HTTP status, and by Stripe's code from the error's body: the SDK's ``e.code`` is None on most."""
+    body: Any = error.error
+    code: str = getattr(body, "code", None) or ""
+    kind: str = getattr(body, "type", None) or ""
+    status = error.http_status
+    described = {
+        "message": redact(error.user_message or type(error).__name__),
+        "request_id": error.request_id or "",
+    }
+    match status:
+        case 404 if code == "resource_missing":
+            return NotFound(**described)
+        case 401 | 403:
+            return Denied(**described)
+        case 409:
+            return Busy(**described)
+        case 429:
+            reason = (error.headers or {}).get("Stripe-Rate-Limited-Reason", "")
+            if code == "lock_timeout" or not reason:
+                return Busy(**described)
+            return RateLimited(**described, reason=reason)
+        case 424:
+            return Unknown(**described)
+        case 500:
+            return ServerError(**described)
+        case int() if 400 <= status < 500:
+            if code == "rate_limit":
+                return RateLimited(**described)
+            if code == "balance_insufficient":
+                return InsufficientFunds(**described)
+            return Refused(**described, code=code or kind or f"http_{status}")
+        case _:
+            # No answer, another 5xx, or a success whose body cannot be read.
+            return Unknown(**described)
+
+
+def _nothing_left(found: TransferRetrieved) -> Refused:
+    return Refused(message="nothing is left to reverse", request_id=found.request_id, code="invalid_request_error")
+
+
+def _request_id(result: Any) -> str:
+    response = getattr(result, "last_response", None)
+    return getattr(response, "request_id", None) or ""

@@ -1,0 +1,226 @@
+"""The inbox: store an event once; apply it through its service, effect and mark in one transaction."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from django.db import InterfaceError, OperationalError, transaction
+
+from marketplace.backoff import RetryPolicy
+from marketplace.errors import MalformedEvent, UnknownOrder
+from marketplace.gateway import stripe_api
+from marketplace.gateway.stripe_events import IncomingEvent
+from marketplace.metrics import WEBHOOK_EVENTS
+from marketplace.models import WebhookEvent
+from marketplace.services import leases, outcomes, payments, refunds, sellers
+from marketplace.states import EventStatus
+
+logger = structlog.get_logger(__name__)
+
+# PostgreSQL is away, or chose us as the victim of a deadlock: Stripe, or the lease, brings the event again.
+DATABASE_TROUBLE = (OperationalError, InterfaceError)
+UNKNOWN_ORDER = "unknown_order"
+
+
+class Ignored(Exception):
+    """The event is of no interest to us; the message says why."""
+
+
+def receive(event: IncomingEvent) -> WebhookEvent:
+    """Keep a verified event and apply it; committed on return. An event seen before gives the row of that time.
+
+    An error while applying it is kept with the event, for the worker to try again: the caller has nothing to do.
+
+    Raises:
+        OperationalError, InterfaceError: the database is away; nothing is stored, so Stripe must send it again.
+
+    """
+    with transaction.atomic(durable=True):
+        row = _store(event)
+        if row is None:
+            WEBHOOK_EVENTS.labels(outcome="duplicate").inc()
+            return WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
+        _apply(row)
+    WEBHOOK_EVENTS.labels(outcome=row.status).inc()
+    logger.info("webhook_event", event_id=row.stripe_event_id, type=row.type, status=row.status, outcome=row.outcome)
+    if row.status == EventStatus.PROCESSED and row.type == "payment_intent.succeeded":
+        _apply_what_waited_for(row)
+    return row
+
+
+def _store(event: IncomingEvent) -> WebhookEvent | None:
+    """The new row, marked as processed until applying it shows otherwise; None where the event is stored already."""
+    stored = WebhookEvent.objects.raw(
+        """
+        INSERT INTO marketplace_webhookevent (
+            stripe_event_id, type, stripe_account_id, livemode, api_version, stripe_created_at, payload,
+            status, outcome, retry_count, last_error_code, last_error_message, last_error_request_id
+        ) VALUES (%s, %s, %s, %s, %s, %s, %s, 'processed', '', 0, '', '', '')
+        ON CONFLICT (stripe_event_id) DO NOTHING
+        RETURNING *
+        """,
+        [
+            event.stripe_event_id,
+            event.type,
+            event.stripe_account_id,
+            event.livemode,
+            event.api_version,
+            event.created_at,
+            # PostgreSQL's jsonb cannot hold the NUL character that JSON can.
+            json.dumps(event.payload).replace("\\\\u0000", "\\\\ufffd"),
+        ],
+    )
+    return next(iter(stored), None)
+
+
+def claim(*, batch_size: int, lease: timedelta) -> list[WebhookEvent]:
+    """Lease failed events that are due for another try; committed on return."""
+    with transaction.atomic(durable=True):
+        due = "status = 'failed' AND next_retry_at IS NOT NULL"
+        claimed = leases.claim(WebhookEvent, due=due, batch_size=batch_size, lease=lease)
+    return claimed
+
+
+def apply_again(claimed: WebhookEvent) -> WebhookEvent:
+    """Try a claimed event again; committed on return. Raises ``StaleTransition`` where the lease was lost."""
+    with transaction.atomic(durable=True):
+        row = leases.held(WebhookEvent, claimed.pk, claimed.lease_token)
+        _apply(row)
+    logger.info("webhook_event_again", event_id=row.stripe_event_id, type=row.type, status=row.status)
+    return row
+
+
+def _apply_what_waited_for(payment: WebhookEvent) -> None:
+    """Refunds whose events came before the payment's: now is their time, not at the end of their backoff."""
+    payment_intent = payment.payload["data"]["object"]["id"]
+    with transaction.atomic(durable=True):
+        early = WebhookEvent.objects.select_for_update(skip_locked=True).filter(
+            status=EventStatus.FAILED,
+            last_error_code=UNKNOWN_ORDER,
+            next_retry_at__isnull=False,
+            lease_token__isnull=True,
+            payload__data__object__payment_intent=payment_intent,
+        )
+        for row in early.order_by("id"):
+            _apply(row)
+
+
+def _apply(row: WebhookEvent) -> None:
+    """Apply the event and mark it, both inside the caller's transaction."""
+    try:
+        # A savepoint: what fails is taken back, and the event with its error stays.
+        with transaction.atomic():
+            outcome = _dispatch(row)
+    except DATABASE_TROUBLE:
+        raise
+    except Ignored as why:
+        _mark(row, EventStatus.IGNORED, str(why))
+    except UnknownOrder as error:
+        _mark_failed(row, UNKNOWN_ORDER, error)
+    except Exception as error:
+        logger.exception("webhook_event_failed", event_id=row.stripe_event_id, type=row.type)
+        _mark_failed(row, type(error).__name__, error)
+    else:
+        _mark(row, EventStatus.PROCESSED, outcome)
+
+
+def _mark(row: WebhookEvent, status: EventStatus, outcome: str) -> None:
+    fields = {"outcome": outcome[:500], "next_retry_at": None, **leases.RELEASED}
+    if row.status == status:
+        row.change(reason=outcome, actor="inbox", **fields)
+    else:
+        row.transition(status, reason=outcome, actor="inbox", **fields)
+
+
+def _mark_failed(row: WebhookEvent, code: str, exception: Exception) -> None:
+    """Try again later; at the end an order that never came is none of ours, and anything else is for a person."""
+    error = outcomes.error(code, str(exception))
+    policy = RetryPolicy.from_settings("REVERSAL")
+    if row.status != EventStatus.FAILED:
+        row.transition(
+            EventStatus.FAILED,
+            reason=code,
+            actor="inbox",
+            outcome=str(exception)[:500],
+            **error,
+            **outcomes.next_try(row, policy) if policy.max_retries else {"next_retry_at": None},
+        )
+    elif not policy.is_exhausted(row.retry_count):
+        row.change(reason=code, actor="inbox", **outcomes.next_try(row, policy), **leases.RELEASED, **error)
+    elif code == UNKNOWN_ORDER:
+        _mark(row, EventStatus.IGNORED, f"no order of ours appeared: {exception}")
+    else:
+        row.change(reason=code, actor="inbox", next_retry_at=None, **leases.RELEASED, **error)
+        logger.error("webhook_event_needs_a_person", event_id=row.stripe_event_id, type=row.type, code=code)
+
+
+# --- What each type of event does -------------------------------------------------------------------------------------
+
+
+def _dispatch(row: WebhookEvent) -> str:
+    handler = HANDLERS.get(row.type)
+    if handler is None:
+        raise Ignored("this type is not used")
+    if bool(row.stripe_account_id) != (row.type in CONNECTED_ACCOUNT_TYPES):
+        raise Ignored(
+            "this type is used for " + ("our own account only" if row.stripe_account_id else "connected accounts only")
+        )
+    try:
+        return handler(row, row.payload["data"]["object"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MalformedEvent(f"{row.type} of an unexpected shape: {type(error).__name__}: {error}") from error
+
+
+def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    facts = stripe_api.payment_facts(body, seen_at=row.stripe_created_at)
+    try:
+        order = payments.record(facts, actor=_actor(row))
+    except UnknownOrder as error:
+        # Orders are written before their payment is asked for: one that we do not know is somebody else's.
+        raise Ignored(str(error)) from error
+    return f"order {order.pk} is paid"
+
+
+def _refund(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    refund = refunds.record(stripe_api.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
+    return f"refund {refund.pk} is {refund.status}"
+
+
+def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    """Since API version 2022-11-15 a charge no longer carries its refunds; older endpoints still send them."""
+    listed = (body.get("refunds") or {}).get("data") or []
+    if not listed:
+        raise Ignored("it carries no refund: refund.created and refund.updated do")
+    return "; ".join(_refund(row, refund) for refund in listed)
+
+
+def _account_updated(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    if not sellers.record(stripe_api.account_facts(body, seen_at=row.stripe_created_at)):
+        raise Ignored(f"{row.stripe_account_id} is no seller of ours, or we know newer")
+    return f"{row.stripe_account_id} is up to date"
+
+
+def _account_deauthorized(row: WebhookEvent, _body: Mapping[str, Any]) -> str:
+    # The object is the application; the seller's account stands in the event's own field.
+    if not sellers.record_deauthorized(row.stripe_account_id, at=row.stripe_created_at):
+        raise Ignored(f"{row.stripe_account_id} is no connected seller of ours")
+    return f"{row.stripe_account_id} is disconnected"
+
+
+def _actor(row: WebhookEvent) -> str:
+    return f"stripe:{row.stripe_event_id}"
+
+
+HANDLERS: Mapping[str, Callable[[WebhookEvent, Mapping[str, Any]], str]] = {
+    "payment_intent.succeeded": _payment_succeeded,
+    "refund.created": _refund,
+    "refund.updated": _refund,
+    "refund.failed": _refund,
+    "charge.refund.updated": _refund,
+    "charge.refunded": _charge_refunded,
+    "account.updated": _account_updated,
+    "account.application.deauthorized": _account_deauthorized,
+}
+CONNECTED_ACCOUNT_TYPES = frozenset({"account.updated", "account.application.deauthorized"})

@@ -1,0 +1,11 @@
+"""Stripe quotes a part of the API key in some messages, addresses may carry passwords: neither is stored or shown."""
+
+import re
+
+SECRETS = re.compile(r"\b((?:sk|rk|pk)_(?:test|live)_|whsec_)[A-Za-z0-9+/=_*-]+")
+URL_PASSWORDS = re.compile(r"(://[^/:@\s]*):[^@/\s]+@")
+
+
+def redact(text: str) -> str:
+    """The text without Stripe's secrets and without passwords in addresses."""
+    return URL_PASSWORDS.sub(r"\1:***@", SECRETS.sub(r"\1***", text))

@@ -1,0 +1,85 @@
+"""Read-only questions that several callers ask: the statistics, the metrics, the admin's front page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth.models import User
+from django.db.models import Count, F, Min, Model, Sum
+from django.db.models.functions import Coalesce
+
+from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.states import EventStatus, RefundStatus, TransferStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """So many rows of one status in one currency, and what they add up to in its minor unit.
+
+    ``amount_back`` is what has gone back of it: refunded of orders, reversed of transfers.
+    """
+
+    status: str
+    currency: str
+    count: int
+    amount: int
+    amount_back: int
+
+    @property
+    def amount_outstanding(self) -> int:
+        return self.amount - self.amount_back
+
+
+MONEY: Mapping[type[Model], str | None] = {
+    Order: "amount_refunded",
+    SellerTransfer: "amount_reversed",
+    Refund: None,
+    TransferReversal: None,
+}
+# Statuses in which a worker has to do something, by the work's name.
+QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
+    "sending": (SellerTransfer, (TransferStatus.PENDING, TransferStatus.FAILED)),
+    "reversing": (SellerTransfer, (TransferStatus.REVERSAL_PENDING,)),
+    "refunding": (Refund, (RefundStatus.REQUESTED,)),
+    "events": (WebhookEvent, (EventStatus.FAILED,)),
+}
+
+
+def tallies(model: type[Model]) -> list[Tally]:
+    back = MONEY[model]
+    rows = (
+        model._default_manager.order_by()
+        .values("status", "currency")
+        .annotate(
+            count=Count("id"), total=Sum("amount"), total_back=Coalesce(Sum(back), 0) if back else Sum(F("id") * 0)
+        )
+        .order_by("status", "currency")
+    )
+    return [
+        Tally(
+            status=row["status"],
+            currency=row["currency"],
+            count=row["count"],
+            amount=int(row["total"]),
+            amount_back=int(row["total_back"]),
+        )
+        for row in rows
+    ]
+
+
+def events_by_status() -> dict[str, int]:
+    counted = WebhookEvent.objects.order_by().values("status").annotate(count=Count("id"))
+    return dict.fromkeys(EventStatus.values, 0) | {row["status"]: row["count"] for row in counted}
+
+
+def longest_due(queue: str) -> datetime | None:
+    """When the row that is due for the longest became due; later than now where nothing is due yet."""
+    model, statuses = QUEUES[queue]
+    rows = model._default_manager.filter(status__in=statuses, next_retry_at__isnull=False)
+    found: datetime | None = rows.aggregate(due=Min("next_retry_at"))["due"]
+    return found
+
+
+def refund_by_request(*, requested_by: User, request_key: str) -> Refund | None:
+    """What an earlier request with the same Idempotency-Key made."""
+    return Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()

@@ -1,0 +1,70 @@
+"""What a failed attempt leaves in a row, and when the row is due again: the same for every kind of work."""
+
+import random
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import ExpressionWrapper, F, Value
+from django.db.models.fields import DateTimeField
+from django.db.models.functions import Now
+
+from marketplace.backoff import RetryPolicy
+from marketplace.gateway.contract import (
+    Busy,
+    Denied,
+    Failure,
+    InsufficientFunds,
+    NotFound,
+    RateLimited,
+    Refused,
+    ServerError,
+    Unknown,
+)
+from marketplace.models.lifecycle import Work
+
+# Nothing ran at Stripe: another call holds the object or the key, or a limiter stood before it. Seconds are enough.
+BUSY_DELAY = timedelta(seconds=5)
+# Stripe forgets a key after 24 hours at the earliest. Past this age a key is used no more without looking.
+KEY_REUSE_WINDOW = timedelta(hours=20)
+
+CLEARED_ERROR: Mapping[str, Any] = {
+    "last_error_code": "",
+    "last_error_message": "",
+    "last_error_request_id": "",
+    "last_error_at": None,
+}
+CODES: Mapping[type[Any], str] = {
+    NotFound: "not_found",
+    InsufficientFunds: "insufficient_funds",
+    Busy: "busy",
+    RateLimited: "rate_limited",
+    Denied: "denied",
+    ServerError: "server_error",
+    Unknown: "unknown",
+}
+
+
+def in_(delay: timedelta) -> ExpressionWrapper[Any]:
+    """That far from now, by the database's clock."""
+    return ExpressionWrapper(Now() + Value(delay), output_field=DateTimeField())
+
+
+def error(code: str, message: str, request_id: str = "") -> dict[str, Any]:
+    return {
+        "last_error_code": code[:100],
+        "last_error_message": message[:2000],
+        "last_error_request_id": request_id[:255],
+        "last_error_at": Now(),
+    }
+
+
+def error_of(failure: Failure) -> dict[str, Any]:
+    code = failure.code if isinstance(failure, Refused) else CODES[type(failure)]
+    return error(code, failure.message, failure.request_id)
+
+
+def next_try(work: Work, policy: RetryPolicy) -> dict[str, Any]:
+    """One retry spent: due again after the backoff for the count before this failure."""
+    delay = policy.delay(work.retry_count, jitter=random.random())  # noqa: S311 - no secret
+    return {"retry_count": F("retry_count") + 1, "next_retry_at": in_(delay)}

@@ -1,0 +1,416 @@
+"""The buyer's refund: asked for by us, or told by Stripe; and what the sellers owe once it has succeeded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_never
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Q, Sum
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from marketplace.backoff import RetryPolicy
+from marketplace.errors import (
+    ConflictingFacts,
+    MalformedEvent,
+    NotAllowedNow,
+    StaleTransition,
+    TooMuch,
+    UnknownOrder,
+)
+from marketplace.gateway.contract import (
+    Busy,
+    CreateRefundAnswer,
+    Denied,
+    InsufficientFunds,
+    NotFound,
+    RateLimited,
+    RefundCreated,
+    RefundFacts,
+    RefundsListed,
+    Refused,
+    ServerError,
+    TransferGateway,
+    Unknown,
+)
+from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.money import split
+from marketplace.services import leases, outcomes, reversals
+from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+# Of two facts of the same second the one further along is the newer.
+RANK = {
+    status: rank
+    for rank, status in enumerate(
+        (
+            RefundStatus.REQUESTED,
+            RefundStatus.PENDING,
+            RefundStatus.REQUIRES_ACTION,
+            RefundStatus.SUCCEEDED,
+            RefundStatus.CANCELED,
+            RefundStatus.FAILED,
+        )
+    )
+}
+GIVEN_UP = (RefundStatus.FAILED, RefundStatus.CANCELED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requested:
+    refund: Refund
+    is_new: bool
+
+
+# --- Asking -----------------------------------------------------------------------------------------------------------
+
+
+def request(
+    *,
+    order_id: int,
+    amount: int,
+    currency: str,
+    reason: str,
+    requested_by: User,
+    request_key: str,
+) -> Requested:
+    """Write down that a refund is to be asked for, before Stripe is; committed on return.
+
+    The same key with the same facts gives the refund of the first request.
+
+    Raises:
+        Order.DoesNotExist: no such order.
+        ConflictingFacts: the key was used with other facts, or the currency is not the order's.
+        NotAllowedNow: the order is not paid.
+        TooMuch: more than is left to refund.
+
+    """
+    with transaction.atomic(durable=True):
+        order = Order.locked(order_id)
+        earlier = Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()
+        if earlier is not None:
+            if (earlier.order_id, earlier.amount, earlier.currency, earlier.reason) != (
+                order.pk,
+                amount,
+                currency,
+                reason,
+            ):
+                raise ConflictingFacts(f"Idempotency-Key {request_key!r} was used before, with another request")
+            return Requested(refund=earlier, is_new=False)
+        if currency != order.currency:
+            raise ConflictingFacts(f"order {order.pk} is in {order.currency}, not {currency}")
+        if order.status == OrderStatus.PENDING:
+            raise NotAllowedNow(f"order {order.pk} is not paid, so there is nothing to refund")
+        left = refundable(order)
+        if amount > left:
+            raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
+        with Refund.recording(actor=f"user:{requested_by.get_username()}", reason=reason or "requested"):
+            refund = Refund.objects.create(
+                order=order,
+                amount=amount,
+                currency=currency,
+                reason=reason,
+                requested_by=requested_by,
+                request_key=request_key,
+                # The caller sends it now. A worker takes over if the caller dies, not while it waits for Stripe.
+                next_retry_at=outcomes.in_(settings.REVERSAL_LEASE),
+                first_attempted_at=Now(),
+            )
+    refund.refresh_from_db()
+    return Requested(refund=refund, is_new=True)
+
+
+def refundable(order: Order) -> int:
+    """Minor units of the order that no refund has taken, or is about to take."""
+    taken = order.refunds.exclude(status__in=GIVEN_UP).aggregate(total=Sum("amount"))["total"] or 0
+    return max(order.amount - taken, 0)
+
+
+def send(refund: Refund, gateway: TransferGateway) -> Refund:
+    """Ask Stripe for a refund just requested, and write down the answer. Without one it stays ``requested``: a worker
+    goes on with the same key. Opens no transaction while Stripe is called.
+    """
+    answer = ask(refund, gateway)
+    actor = f"user:{refund.requested_by.get_username()}" if refund.requested_by else "api"
+    try:
+        settle(refund, answer, actor=actor)
+    except StaleTransition:
+        logger.info("refund_settled_by_another", refund=refund.pk)
+    return Refund.objects.get(pk=refund.pk)
+
+
+def ask(refund: Refund, gateway: TransferGateway) -> CreateRefundAnswer:
+    return gateway.create_refund(
+        payment_intent=refund.order.stripe_payment_intent_id,
+        amount=refund.amount,
+        operation_id=refund.operation_id,
+        idempotency_key=refund.idempotency_key,
+    )
+
+
+# --- Working on requests that Stripe has not answered -----------------------------------------------------------------
+
+
+def claim(*, batch_size: int, lease: timedelta) -> list[Refund]:
+    """Lease requested refunds that are due; committed on return."""
+    with transaction.atomic(durable=True):
+        claimed = leases.claim(Refund, due="status = 'requested'", batch_size=batch_size, lease=lease)
+    return claimed
+
+
+def must_look(refund: Refund) -> bool:
+    first = refund.first_attempted_at
+    return refund.look_first or (first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW)
+
+
+def find(refund: Refund, listed: RefundsListed) -> RefundFacts | None:
+    return next((facts for facts in listed.refunds if facts.operation_id == str(refund.operation_id)), None)
+
+
+def begin_generation(claimed: Refund) -> Refund:
+    """As for transfers: a new key, once a look at Stripe found nothing. Raises ``StaleTransition``."""
+    with transaction.atomic(durable=True):
+        refund = leases.held(Refund, claimed.pk, claimed.lease_token)
+        refund.change(
+            actor="refund worker",
+            reason="not found at Stripe",
+            lease_token=claimed.lease_token,
+            key_generation=refund.key_generation + 1,
+            first_attempted_at=Now(),
+            look_first=False,
+        )
+        return refund
+
+
+def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
+    """Write down what Stripe answered to a refund that was asked for; committed on return.
+
+    Raises:
+        StaleTransition: the row is no longer as it was claimed; nothing was changed.
+
+    """
+    with transaction.atomic(durable=True):
+        if isinstance(answer, RefundCreated):
+            # Facts are facts, whoever holds the lease.
+            record(answer.refund, actor=actor)
+            return
+        refund = _still_asking(claimed)
+        match answer:
+            case NotFound() | Refused():
+                error = outcomes.error_of(answer)
+                refund.transition(
+                    RefundStatus.FAILED,
+                    reason=f"{error['last_error_code']}: {error['last_error_message']}",
+                    actor=actor,
+                    next_retry_at=None,
+                    **leases.RELEASED,
+                    **error,
+                )
+            case Busy() | RateLimited():
+                _stay(
+                    refund,
+                    outcomes.error_of(answer),
+                    actor=actor,
+                    next_retry_at=outcomes.in_(outcomes.BUSY_DELAY),
+                )
+            case Denied():
+                _stay(refund, outcomes.error_of(answer), actor=actor, next_retry_at=Now())
+            case InsufficientFunds() | ServerError():
+                _try_again(refund, outcomes.error_of(answer), actor=actor, look_first=True)
+            case Unknown():
+                _try_again(refund, outcomes.error_of(answer), actor=actor)
+            case _:
+                assert_never(answer)
+
+
+def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> None:
+    error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
+    with transaction.atomic(durable=True):
+        _try_again(_still_asking(claimed), error, actor=actor, look_first=True)
+
+
+def _still_asking(claimed: Refund) -> Refund:
+    refund = Refund.objects.select_for_update().filter(pk=claimed.pk, lease_token=claimed.lease_token).first()
+    if refund is None or refund.status != RefundStatus.REQUESTED:
+        raise StaleTransition(f"refund {claimed.pk} is no longer ours to ask for")
+    return refund
+
+
+def _try_again(refund: Refund, error: dict[str, Any], *, actor: str, **fields: Any) -> None:
+    """The buyer was promised the money, and unknown is not failed: this never gives up, at the pace of the maximum."""
+    policy = RetryPolicy.from_settings("REVERSAL")
+    _stay(refund, error, actor=actor, **outcomes.next_try(refund, policy), **fields)
+
+
+def _stay(refund: Refund, error: dict[str, Any], *, actor: str, **fields: Any) -> None:
+    refund.change(
+        reason=error["last_error_code"],
+        actor=actor,
+        attempt=refund.retry_count + 1,
+        **leases.RELEASED,
+        **error,
+        **fields,
+    )
+
+
+# --- Recording --------------------------------------------------------------------------------------------------------
+
+
+def record(facts: RefundFacts, *, actor: str) -> Refund:
+    """What Stripe says of a refund, from an event, an answer or a list; runs in the caller's transaction.
+
+    Facts only grow: the newest status wins, and that a refund has once succeeded stays true. So any order of events,
+    any number of times, ends in the same place.
+
+    Raises:
+        UnknownOrder: a refund of a payment of which we have no paid order (yet).
+        ConflictingFacts: another amount or currency than the refund's or the order's.
+        MalformedEvent: a status that Stripe does not document.
+
+    """
+    try:
+        status = RefundStatus(facts.status)
+    except ValueError:
+        raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}") from None
+    order = _locked_order(facts)
+    refund = _locked_refund(facts, order, actor=actor)
+    if (facts.amount, facts.currency) != (refund.amount, refund.currency):
+        raise ConflictingFacts(
+            f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
+            f" {refund.amount} {refund.currency}"
+        )
+    succeeds_now = status == RefundStatus.SUCCEEDED and refund.succeeded_at is None
+    _apply_status(refund, facts, status, actor=actor)
+    if succeeds_now:
+        _owe(order, refund, actor=actor)
+    _update_order(order, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
+    return refund
+
+
+def _locked_order(facts: RefundFacts) -> Order:
+    """Orders are locked first and transfers after them, by everyone: no two refunds of an order decide at once."""
+    known = Q(refunds__stripe_refund_id=facts.stripe_refund_id)
+    if facts.stripe_payment_intent_id:
+        known |= Q(stripe_payment_intent_id=facts.stripe_payment_intent_id)
+    if facts.stripe_charge_id:
+        known |= Q(stripe_charge_id=facts.stripe_charge_id)
+    found = Order.objects.filter(known).order_by("id").values_list("id", flat=True).first()
+    if found is None:
+        raise UnknownOrder(
+            f"{facts.stripe_refund_id} refunds {facts.stripe_payment_intent_id or facts.stripe_charge_id}"
+        )
+    order = Order.locked(found)
+    if order.status == OrderStatus.PENDING:
+        raise UnknownOrder(f"{facts.stripe_refund_id} refunds order {order.pk}, of whose payment we have not heard yet")
+    return order
+
+
+def _locked_refund(facts: RefundFacts, order: Order, *, actor: str) -> Refund:
+    """The row of this refund: by Stripe's id, by our operation id, or a new one where it was made elsewhere."""
+    ours = Refund.objects.select_for_update().filter(order=order)
+    refund = ours.filter(stripe_refund_id=facts.stripe_refund_id).first()
+    if refund is None and facts.operation_id:
+        try:
+            refund = ours.filter(operation_id=facts.operation_id, stripe_refund_id="").first()
+        except (ValueError, ValidationError):
+            refund = None
+    if refund is not None:
+        return refund
+    if facts.currency != order.currency or facts.amount > order.amount:
+        raise ConflictingFacts(
+            f"{facts.stripe_refund_id} is {facts.amount} {facts.currency},"
+            f" order {order.pk} is {order.amount} {order.currency}"
+        )
+    with Refund.recording(actor=actor, reason=f"{facts.stripe_refund_id} first seen at Stripe"):
+        return Refund.objects.create(
+            order=order,
+            amount=facts.amount,
+            currency=facts.currency,
+            reason="made at Stripe",
+            status=RefundStatus.PENDING,
+            stripe_refund_id=facts.stripe_refund_id,
+        )
+
+
+def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, actor: str) -> None:
+    known: dict[str, Any] = {"stripe_refund_id": facts.stripe_refund_id}
+    if status == RefundStatus.SUCCEEDED and refund.succeeded_at is None:
+        known["succeeded_at"] = facts.seen_at
+    is_newer = refund.stripe_seen_at is None or (facts.seen_at, RANK[status]) > (
+        refund.stripe_seen_at,
+        RANK[RefundStatus(refund.status)],
+    )
+    if is_newer:
+        known["stripe_seen_at"] = facts.seen_at
+    reason = f"Stripe says {status}" + (f" ({facts.failure_reason})" if facts.failure_reason else "")
+    settled = {"next_retry_at": None, **leases.RELEASED, **outcomes.CLEARED_ERROR}
+    if is_newer and status != refund.status and status in refund.TRANSITIONS[RefundStatus(refund.status)]:
+        refund.transition(status, reason=reason, actor=actor, **settled, **known)
+    elif any(getattr(refund, name) != value for name, value in known.items()):
+        refund.change(reason=reason, actor=actor, **known)
+
+
+def _owe(order: Order, refund: Refund, *, actor: str) -> None:
+    """Write down what each seller owes now, and make it due. No call is made."""
+    total = order.refunds.filter(succeeded_at__isnull=False).aggregate(total=Sum("amount"))["total"]
+    transfers = list(SellerTransfer.objects.select_for_update().filter(order=order).order_by("id"))
+    due = plan(order.amount, total, [(transfer.share, already_taken(transfer)) for transfer in transfers])
+    for transfer, amount in zip(transfers, due, strict=True):
+        if amount:
+            reversals.owe(
+                transfer,
+                amount=amount,
+                cause=TransferReversal.Cause.REFUND,
+                refund=refund,
+                actor=actor,
+                reason=f"refund {refund.pk} succeeded",
+            )
+    logger.info("refund_succeeded", refund=refund.pk, order=order.pk, owed=sum(due), transfers=len(transfers))
+
+
+def plan(order_amount: int, total_refunded: int, sellers: Sequence[tuple[int, int]]) -> list[int]:
+    """What each seller, given as (share of the order, taken back so far), owes now; minor units.
+
+    The target depends on all that was refunded alone, not on the steps that led there: computing it twice changes
+    nothing, and rounding cannot pile up. The platform bears its part in proportion.
+    """
+    shares = [share for share, _ in sellers]
+    platform = max(order_amount - sum(shares), 0)
+    targets = split(min(total_refunded, order_amount), [*shares, platform])
+    return [max(min(target, share) - taken, 0) for target, (share, taken) in zip(targets, sellers, strict=False)]
+
+
+def already_taken(transfer: SellerTransfer) -> int:
+    """Of a seller's share: what was never sent, is owed back, or came back; minor units."""
+    if transfer.status == TransferStatus.CANCELED:
+        return transfer.share
+    # A reversal that Stripe gave up has its number, and a row in its place.
+    standing = Q(status__in=[ReversalStatus.PENDING, ReversalStatus.SUCCEEDED]) | Q(
+        status=ReversalStatus.FAILED, stripe_reversal_id=""
+    )
+    owed = transfer.reversals.filter(standing).aggregate(total=Sum("amount"))["total"] or 0
+    return transfer.amount_kept_back + max(owed, transfer.amount_reversed)
+
+
+def _update_order(order: Order, *, reason: str, actor: str) -> None:
+    """The order's state follows from the refunds that stand as succeeded."""
+    succeeded = order.refunds.filter(status=RefundStatus.SUCCEEDED).aggregate(total=Sum("amount"))["total"] or 0
+    amount_refunded = min(succeeded, order.amount)
+    if amount_refunded == order.amount_refunded:
+        return
+    if amount_refunded == order.amount:
+        status = OrderStatus.REFUNDED
+    elif amount_refunded:
+        status = OrderStatus.PARTIALLY_REFUNDED
+    else:
+        status = OrderStatus.PAID
+    if status == order.status:
+        order.change(reason=reason, actor=actor, amount_refunded=amount_refunded)
+    else:
+        order.transition(status, reason=reason, actor=actor, amount_refunded=amount_refunded)

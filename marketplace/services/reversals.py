@@ -1,0 +1,527 @@
+"""Bringing the money back: what is owed on a transfer, and what each answer of Stripe makes of it.
+
+The transfer's row is the work that a worker claims; the oldest open ``TransferReversal`` is what it is about.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_never
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
+
+from marketplace.backoff import RetryPolicy
+from marketplace.errors import NotAllowedNow
+from marketplace.gateway.contract import (
+    AlreadyReversed,
+    Busy,
+    Denied,
+    Failure,
+    InsufficientFunds,
+    NotFound,
+    RateLimited,
+    Refused,
+    ReversalFacts,
+    Reversed,
+    ReverseTransferAnswer,
+    ServerError,
+    Unknown,
+)
+from marketplace.models import Refund, SellerTransfer, TransferReversal
+from marketplace.services import leases, outcomes
+from marketplace.states import ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+PARTLY_REVERSED_ELSEWHERE = "partly_reversed_elsewhere"
+RETRIES_EXHAUSTED = "retries_exhausted"
+# Stripe looks at a pending reversal about hourly (docs.stripe.com/connect/pending-transfer-reversals).
+PENDING_REVERSAL_INTERVAL = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A transfer leased to us, and the reversal owed on it."""
+
+    transfer: SellerTransfer
+    reversal: TransferReversal
+
+    @property
+    def must_look(self) -> bool:
+        """Whether Stripe's list of reversals has to be read before anything may be sent."""
+        reversal = self.reversal
+        if reversal.look_first or reversal.stripe_reversal_id:
+            return True
+        first = reversal.first_attempted_at
+        return first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW
+
+    @property
+    def reason(self) -> str:
+        """Sent as metadata: equal in every attempt, for Stripe compares the parameters under a key."""
+        refund = self.reversal.refund_id
+        return f"refund {refund}" if refund else str(self.reversal.cause)
+
+
+# --- Owing ------------------------------------------------------------------------------------------------------------
+
+
+def owe(
+    transfer: SellerTransfer,
+    *,
+    amount: int,
+    cause: TransferReversal.Cause,
+    refund: Refund | None,
+    actor: str,
+    reason: str,
+) -> None:
+    """Take ``amount`` (minor units, at most what is left) back from the seller, by the way its state asks for.
+
+    Not sent yet: the transfer is canceled or made smaller, for who was never paid owes nothing. In flight, or of unknown
+    outcome: the debt is written down, and settled once the sending is. With the seller: a reversal is due at once.
+    Runs inside the caller's transaction, which holds the lock on ``transfer``.
+    """
+    match TransferStatus(transfer.status):
+        case TransferStatus.PENDING | TransferStatus.FAILED if not transfer.in_doubt:
+            keep_back(transfer, amount=amount, actor=actor, reason=reason)
+            return
+        case TransferStatus.REVERSED | TransferStatus.CANCELED:
+            raise NotAllowedNow(f"transfer {transfer.pk} is {transfer.status}: nothing is left to take back")
+        case _:
+            create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason)
+    if transfer.status in {TransferStatus.COMPLETED, TransferStatus.PARTIALLY_REVERSED}:
+        transfer.transition(
+            TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, next_retry_at=Now(), retry_count=0
+        )
+
+
+def create(
+    transfer: SellerTransfer,
+    *,
+    amount: int,
+    cause: TransferReversal.Cause,
+    refund: Refund | None,
+    actor: str,
+    reason: str,
+    **fields: Any,
+) -> TransferReversal:
+    with TransferReversal.recording(actor=actor, reason=reason):
+        return TransferReversal.objects.create(
+            transfer=transfer, amount=amount, currency=transfer.currency, cause=cause, refund=refund, **fields
+        )
+
+
+def keep_back(transfer: SellerTransfer, *, amount: int, actor: str, reason: str) -> None:
+    """Shrink a transfer that never left, or cancel it where nothing remains."""
+    if amount < transfer.amount:
+        transfer.change(
+            amount=transfer.amount - amount,
+            amount_kept_back=transfer.amount_kept_back + amount,
+            actor=actor,
+            reason=reason,
+        )
+    else:
+        transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, next_retry_at=None)
+
+
+def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
+    return list(transfer.reversals.filter(status=ReversalStatus.PENDING).order_by("id"))
+
+
+# --- Claiming ---------------------------------------------------------------------------------------------------------
+
+
+def claim(*, batch_size: int, lease: timedelta) -> list[Claimed]:
+    """Lease due transfers to this worker, each with the oldest reversal owed on it; committed on return.
+
+    The reversal's key and the time of its first use are in the database before anything can be sent.
+    """
+    with transaction.atomic(durable=True):
+        transfers = leases.claim(SellerTransfer, due="status = 'reversal_pending'", batch_size=batch_size, lease=lease)
+        if not transfers:
+            return []
+        chosen = {
+            reversal.transfer_id: reversal
+            for reversal in TransferReversal.objects.raw(
+                """
+                UPDATE marketplace_transferreversal
+                SET first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())
+                WHERE id IN (
+                    SELECT min(id) FROM marketplace_transferreversal
+                    WHERE transfer_id = ANY(%s) AND status = 'pending' GROUP BY transfer_id
+                )
+                RETURNING *
+                """,
+                [[transfer.pk for transfer in transfers]],
+            )
+        }
+        return [
+            Claimed(transfer=transfer, reversal=chosen.get(transfer.pk) or _owed_by_old_row(transfer))
+            for transfer in transfers
+        ]
+
+
+def _owed_by_old_row(transfer: SellerTransfer) -> TransferReversal:
+    """A row of an older version says that a reversal is owed, but not which: then all that is left is."""
+    return create(
+        transfer,
+        amount=transfer.amount_unreversed,
+        cause=TransferReversal.Cause.OPERATOR,
+        refund=None,
+        actor="reversal worker",
+        reason="the row said that a reversal is owed, without a record of it",
+        first_attempted_at=Now(),
+        # Whoever wrote the row may have sent something already.
+        look_first=True,
+    )
+
+
+def begin_generation(claimed: Claimed) -> Claimed:
+    """A new idempotency key for an operation that a look at Stripe did not find; committed before it is sent.
+
+    Raises:
+        StaleTransition: the lease was lost meanwhile.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
+        reversal = TransferReversal.locked(claimed.reversal.pk)
+        reversal.change(
+            actor="reversal worker",
+            reason="not found at Stripe",
+            key_generation=reversal.key_generation + 1,
+            first_attempted_at=Now(),
+            look_first=False,
+        )
+        return Claimed(transfer=transfer, reversal=reversal)
+
+
+def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts | None:
+    """Ours among the reversals that Stripe lists: by its id once we know it, else by our operation id."""
+    for facts in listed:
+        if claimed.reversal.stripe_reversal_id:
+            if facts.stripe_reversal_id == claimed.reversal.stripe_reversal_id:
+                return facts
+        elif facts.operation_id == str(claimed.reversal.operation_id):
+            return facts
+    return None
+
+
+# --- Settling ---------------------------------------------------------------------------------------------------------
+
+
+def settle(claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str) -> None:
+    """Write down what Stripe answered, and what follows; committed on return.
+
+    Raises:
+        StaleTransition: the lease was lost meanwhile; nothing was changed. Another worker finds the same answer, under
+            the same key or by looking.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
+        reversal = TransferReversal.locked(claimed.reversal.pk)
+        settlement = _Settlement(transfer=transfer, reversal=reversal, actor=actor)
+        match answer:
+            case Reversed():
+                settlement.reversed(answer.reversal)
+            case AlreadyReversed():
+                settlement.already_reversed(answer)
+            case NotFound() | Refused():
+                settlement.needs_a_person(outcomes.error_of(answer))
+            case InsufficientFunds():
+                settlement.wait_for_funds(answer)
+            case Busy() | RateLimited():
+                settlement.wait(answer, outcomes.BUSY_DELAY)
+            case Denied():
+                settlement.give_back(answer)
+            case ServerError():
+                settlement.try_again(outcomes.error_of(answer), look_first=True)
+            case Unknown():
+                settlement.try_again(outcomes.error_of(answer), look_first=False)
+            case _:
+                assert_never(answer)
+
+
+def settle_missing_id(claimed: Claimed, *, actor: str) -> None:
+    """The row owes a reversal but has no ``tr_…``: nothing can be sent. Raises as ``settle``."""
+    message = "the row has no Stripe transfer id: enter it, then retry"
+    _settle_without_answer(claimed, outcomes.error("missing_transfer_id", message), actor=actor, final=True)
+
+
+def settle_unexpected(claimed: Claimed, exception: Exception, *, actor: str) -> None:
+    """An error of our own: the row waits like after an unknown outcome, so that it cannot stop the queue."""
+    error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
+    _settle_without_answer(claimed, error, actor=actor, final=False)
+
+
+def _settle_without_answer(claimed: Claimed, error: dict[str, Any], *, actor: str, final: bool) -> None:
+    with transaction.atomic(durable=True):
+        transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
+        settlement = _Settlement(transfer=transfer, reversal=TransferReversal.locked(claimed.reversal.pk), actor=actor)
+        if final:
+            settlement.needs_a_person(error)
+        else:
+            settlement.try_again(error, look_first=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settlement:
+    """Both rows of one claim, locked, and what may become of them."""
+
+    transfer: SellerTransfer
+    reversal: TransferReversal
+    actor: str
+
+    def reversed(self, facts: ReversalFacts) -> None:
+        ours = self.reversal
+        if (facts.amount, facts.currency) != (ours.amount, ours.currency):
+            stripes = f"{facts.stripe_reversal_id} at Stripe is {facts.amount} {facts.currency}"
+            message = f"{stripes}, our reversal {ours.pk} is {ours.amount} {ours.currency}"
+            self.needs_a_person(outcomes.error("conflicting_facts", message))
+        elif facts.is_done:
+            self._succeed(facts)
+        elif facts.status == "pending":
+            self._follow_pending(facts)
+        else:
+            self._pending_ended(facts)
+
+    def _succeed(self, facts: ReversalFacts) -> None:
+        reason = f"Stripe confirmed {facts.stripe_reversal_id}"
+        self.reversal.transition(
+            ReversalStatus.SUCCEEDED,
+            reason=reason,
+            actor=self.actor,
+            stripe_reversal_id=facts.stripe_reversal_id,
+            stripe_status=facts.status,
+            waiting_for_funds_since=None,
+        )
+        self._conclude(
+            amount_reversed=self.transfer.amount_reversed + facts.amount,
+            stripe_reversal_id=facts.stripe_reversal_id,
+            reason=reason,
+        )
+
+    def _conclude(self, *, amount_reversed: int, stripe_reversal_id: str, reason: str) -> None:
+        """The transfer after a confirmed reversal: done, or on to the next one owed."""
+        proven = {
+            **outcomes.CLEARED_ERROR,
+            **leases.RELEASED,
+            "amount_reversed": amount_reversed,
+            "stripe_reversal_id": stripe_reversal_id,
+            "failed_leg": "",
+        }
+        remaining = open_reversals(self.transfer)
+        if amount_reversed == self.transfer.amount:
+            for reversal in remaining:
+                reversal.transition(ReversalStatus.CANCELED, reason="nothing is left to take back", actor=self.actor)
+            self._move(TransferStatus.REVERSED, reason, next_retry_at=None, **proven)
+        elif remaining:
+            self._stay(f"{reason}; more is owed", next_retry_at=Now(), retry_count=0, **proven)
+        else:
+            self._move(TransferStatus.PARTIALLY_REVERSED, reason, next_retry_at=None, **proven)
+
+    def _follow_pending(self, facts: ReversalFacts) -> None:
+        reason = f"{facts.stripe_reversal_id} is pending at Stripe"
+        self.reversal.change(
+            reason=reason,
+            actor=self.actor,
+            stripe_reversal_id=facts.stripe_reversal_id,
+            stripe_status=facts.status,
+        )
+        waiting = outcomes.error("pending_at_stripe", f"{reason}: the seller's balance does not cover it yet")
+        self._stay(reason, next_retry_at=outcomes.in_(PENDING_REVERSAL_INTERVAL), **leases.RELEASED, **waiting)
+
+    def _pending_ended(self, facts: ReversalFacts) -> None:
+        """Stripe gave the pending reversal up. A ``trr_…`` is a fact of its row, so the next try has its own row."""
+        reason = f"{facts.stripe_reversal_id} ended as {facts.status} at Stripe"
+        old = self.reversal
+        old.transition(
+            ReversalStatus.FAILED,
+            reason=reason,
+            actor=self.actor,
+            stripe_reversal_id=facts.stripe_reversal_id,
+            stripe_status=facts.status,
+        )
+        replacement = create(
+            self.transfer,
+            amount=old.amount,
+            cause=TransferReversal.Cause(old.cause),
+            refund=old.refund,
+            actor=self.actor,
+            reason=reason,
+            waiting_for_funds_since=old.waiting_for_funds_since or Now(),
+        )
+        replacement.refresh_from_db()
+        _Settlement(transfer=self.transfer, reversal=replacement, actor=self.actor).wait_for_funds(
+            InsufficientFunds(message=reason)
+        )
+
+    def already_reversed(self, answer: AlreadyReversed) -> None:
+        """Too little is left. Ours is there: adopt it. Others took all: adopt theirs. Else a person decides."""
+        ours = next((f for f in answer.reversals if f.operation_id == str(self.reversal.operation_id)), None)
+        if ours is not None:
+            self.reversed(ours)
+            return
+        if answer.transfer.amount != self.transfer.amount:
+            message = f"the transfer is {answer.transfer.amount} at Stripe, {self.transfer.amount} here"
+            self.needs_a_person(outcomes.error("amount_differs", message, answer.request_id))
+            return
+        adopt(self.transfer, answer.reversals, actor=self.actor)
+        newest = answer.reversals[0].stripe_reversal_id if answer.reversals else self.transfer.stripe_reversal_id
+        taken = answer.transfer.amount_reversed
+        logger.warning(
+            "transfer_already_reversed",
+            transfer=self.transfer.pk,
+            stripe_transfer_id=self.transfer.stripe_transfer_id,
+            amount_reversed=taken,
+            amount=self.transfer.amount,
+            reversals=[facts.stripe_reversal_id for facts in answer.reversals],
+        )
+        if taken == self.transfer.amount:
+            reason = f"already reversed at Stripe by {newest}"
+            self.reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor)
+            self._conclude(amount_reversed=taken, stripe_reversal_id=newest, reason=reason)
+        else:
+            message = f"{self.transfer.amount - taken} is left at Stripe, {self.reversal.amount} is owed"
+            self.needs_a_person(
+                outcomes.error(PARTLY_REVERSED_ELSEWHERE, message, answer.request_id),
+                amount_reversed=taken,
+                stripe_reversal_id=newest,
+            )
+
+    def needs_a_person(self, error: dict[str, Any], **fields: Any) -> None:
+        reason = f"{error['last_error_code']}: {error['last_error_message']}"
+        self.reversal.transition(ReversalStatus.FAILED, reason=reason, actor=self.actor)
+        self._move(
+            TransferStatus.PERMANENTLY_FAILED,
+            reason,
+            next_retry_at=None,
+            failed_leg=SellerTransfer.Leg.REVERSING,
+            **leases.RELEASED,
+            **error,
+            **fields,
+        )
+        logger.error(
+            "reversal_needs_a_person",
+            transfer=self.transfer.pk,
+            reversal=self.reversal.pk,
+            stripe_transfer_id=self.transfer.stripe_transfer_id,
+            code=error["last_error_code"],
+            request_id=error["last_error_request_id"],
+        )
+
+    def wait_for_funds(self, failure: InsufficientFunds) -> None:
+        """Waits on its own, longer schedule and spends no retry: the seller may sell again any day."""
+        error = outcomes.error_of(failure)
+        since = self.reversal.waiting_for_funds_since
+        if since is not None and timezone.now() - since > settings.REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE:
+            self.needs_a_person(error)
+            return
+        self.reversal.change(
+            reason="insufficient funds",
+            actor=self.actor,
+            waiting_for_funds_since=Coalesce("waiting_for_funds_since", Now()),
+            # Stripe repeats this answer under the same key for a day.
+            look_first=True,
+        )
+        next_retry_at = outcomes.in_(settings.REVERSAL_INSUFFICIENT_FUNDS_INTERVAL)
+        self._stay("waiting for the seller's balance", next_retry_at=next_retry_at, **leases.RELEASED, **error)
+
+    def wait(self, failure: Failure, delay: timedelta) -> None:
+        """Nothing ran at Stripe, so nothing is spent."""
+        error = outcomes.error_of(failure)
+        self._stay(error["last_error_code"], next_retry_at=outcomes.in_(delay), **leases.RELEASED, **error)
+
+    def give_back(self, failure: Denied) -> None:
+        """Our key is at fault, not the row: it stays due as it was."""
+        self._stay("denied", **leases.RELEASED, **outcomes.error_of(failure))
+
+    def try_again(self, error: dict[str, Any], *, look_first: bool) -> None:
+        policy = RetryPolicy.from_settings("REVERSAL")
+        if policy.is_exhausted(self.transfer.retry_count):
+            spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"
+            message = f"{spent} {error['last_error_message']}"
+            self.needs_a_person({**error, "last_error_code": RETRIES_EXHAUSTED, "last_error_message": message})
+            return
+        if look_first and not self.reversal.look_first:
+            self.reversal.change(reason=error["last_error_code"], actor=self.actor, look_first=True)
+        self._stay(error["last_error_code"], **outcomes.next_try(self.transfer, policy), **leases.RELEASED, **error)
+
+    def _move(self, to: TransferStatus, reason: str, **fields: Any) -> None:
+        attempt = self.transfer.retry_count + 1
+        self.transfer.transition(to, reason=reason, actor=self.actor, attempt=attempt, **fields)
+
+    def _stay(self, reason: str, **fields: Any) -> None:
+        attempt = self.transfer.retry_count + 1
+        self.transfer.change(reason=reason, actor=self.actor, attempt=attempt, **fields)
+
+
+def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor: str) -> None:
+    """Record reversals that Stripe shows and we have not confirmed: our own by operation id, others as made elsewhere.
+
+    Changes no amount of the transfer: the caller knows Stripe's total.
+    """
+    known = {reversal.stripe_reversal_id for reversal in transfer.reversals.exclude(stripe_reversal_id="")}
+    unconfirmed = {
+        str(reversal.operation_id): reversal
+        for reversal in transfer.reversals.filter(status__in=[ReversalStatus.PENDING, ReversalStatus.FAILED])
+    }
+    for facts in listed:
+        if facts.stripe_reversal_id in known or not facts.is_done:
+            continue
+        proof: dict[str, Any] = {"stripe_reversal_id": facts.stripe_reversal_id, "stripe_status": facts.status}
+        reason = f"{facts.stripe_reversal_id} seen at Stripe"
+        ours = unconfirmed.get(facts.operation_id)
+        if ours is not None:
+            ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, **proof)
+        else:
+            create(
+                transfer,
+                amount=facts.amount,
+                cause=TransferReversal.Cause.SEEN_AT_STRIPE,
+                refund=None,
+                actor=actor,
+                reason=reason,
+                status=ReversalStatus.SUCCEEDED,
+                **proof,
+            )
+
+
+# --- Retrying by an operator ------------------------------------------------------------------------------------------
+
+
+def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    """Make the reversals of a permanently failed transfer due again, with a fresh budget.
+
+    Before anything is sent Stripe is looked at, for the last outcome may be unknown. Where a part came back by other
+    hands, what is left becomes a new reversal in place of the old one. Runs inside the caller's transaction, which
+    holds the lock.
+    """
+    for reversal in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id"):
+        if reversal.stripe_reversal_id:
+            # Given up by Stripe, and replaced at that time.
+            continue
+        if reversal.amount <= transfer.amount_unreversed:
+            reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, look_first=True)
+            continue
+        reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor)
+        create(
+            transfer,
+            amount=transfer.amount_unreversed,
+            cause=TransferReversal.Cause(reversal.cause),
+            refund=reversal.refund,
+            actor=actor,
+            reason=f"{reason}; in place of reversal {reversal.pk}",
+            look_first=True,
+        )
+    transfer.transition(
+        TransferStatus.REVERSAL_PENDING,
+        reason=reason,
+        actor=actor,
+        next_retry_at=Now(),
+        retry_count=0,
+        failed_leg="",
+    )

@@ -1,0 +1,308 @@
+"""Paying the sellers: claim and settle sending, and an operator's retry of either leg."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_never
+
+import structlog
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from marketplace.backoff import RetryPolicy
+from marketplace.errors import ConflictingFacts, NotAllowedNow
+from marketplace.gateway.contract import (
+    Busy,
+    CreateTransferAnswer,
+    Denied,
+    InsufficientFunds,
+    NotFound,
+    RateLimited,
+    Refused,
+    ServerError,
+    TransferCreated,
+    TransferFacts,
+    Unknown,
+)
+from marketplace.models import SellerTransfer
+from marketplace.services import leases, outcomes, reversals
+from marketplace.states import ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+# --- Sending ----------------------------------------------------------------------------------------------------------
+
+
+def claim(*, batch_size: int, lease: timedelta) -> list[SellerTransfer]:
+    """Lease transfers that are due to be sent; committed on return.
+
+    From here on each may be at Stripe: a refund no longer cancels it, but waits for the outcome.
+    """
+    with transaction.atomic(durable=True):
+        claimed = leases.claim(
+            SellerTransfer,
+            due="status IN ('pending', 'failed')",
+            batch_size=batch_size,
+            lease=lease,
+            also_set=", in_doubt = TRUE, first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())",
+        )
+    return claimed
+
+
+def must_look(transfer: SellerTransfer) -> bool:
+    """Whether Stripe's list of the order's transfers has to be read before anything may be sent."""
+    first = transfer.first_attempted_at
+    return transfer.look_first or (first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW)
+
+
+def find(transfer: SellerTransfer, listed: tuple[TransferFacts, ...]) -> TransferFacts | None:
+    return next((facts for facts in listed if facts.operation_id == str(transfer.operation_id)), None)
+
+
+def begin_generation(claimed: SellerTransfer) -> SellerTransfer:
+    """A new idempotency key for a transfer that a look at Stripe did not find; committed before it is sent.
+
+    Raises:
+        StaleTransition: the lease was lost meanwhile.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
+        transfer.change(
+            actor="transfer worker",
+            reason="not found at Stripe",
+            lease_token=claimed.lease_token,
+            key_generation=transfer.key_generation + 1,
+            first_attempted_at=Now(),
+            look_first=False,
+        )
+        return transfer
+
+
+def settle(claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str) -> None:
+    """Write down what Stripe answered to sending, and what follows; committed on return.
+
+    Raises:
+        StaleTransition: the lease was lost meanwhile; nothing was changed.
+
+    """
+    with transaction.atomic(durable=True):
+        settlement = _Settlement(transfer=leases.held(SellerTransfer, claimed.pk, claimed.lease_token), actor=actor)
+        match answer:
+            case TransferCreated():
+                settlement.completed(answer.transfer)
+            case NotFound() | Refused():
+                settlement.refused(outcomes.error_of(answer))
+            case InsufficientFunds():
+                settlement.not_sent(outcomes.error_of(answer))
+            case Busy() | RateLimited():
+                settlement.stay(outcomes.error_of(answer), next_retry_at=outcomes.in_(outcomes.BUSY_DELAY))
+            case Denied():
+                settlement.stay(outcomes.error_of(answer))
+            case ServerError():
+                settlement.try_again(outcomes.error_of(answer), look_first=True)
+            case Unknown():
+                settlement.try_again(outcomes.error_of(answer))
+            case _:
+                assert_never(answer)
+
+
+def settle_unexpected(claimed: SellerTransfer, exception: Exception, *, actor: str) -> None:
+    """An error of our own: the row waits like after an unknown outcome, so that it cannot stop the queue."""
+    error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
+    with transaction.atomic(durable=True):
+        transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
+        _Settlement(transfer=transfer, actor=actor).try_again(error, look_first=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settlement:
+    """A claimed transfer, locked, and what may become of it."""
+
+    transfer: SellerTransfer
+    actor: str
+
+    def completed(self, facts: TransferFacts) -> None:
+        if (facts.amount, facts.currency) != (self.transfer.amount, self.transfer.currency):
+            stripes = f"{facts.stripe_transfer_id} at Stripe is {facts.amount} {facts.currency}"
+            message = f"{stripes}, the row is {self.transfer.amount} {self.transfer.currency}"
+            self._move_to_person(outcomes.error("conflicting_facts", message))
+            return
+        reason = f"Stripe made {facts.stripe_transfer_id}"
+        self._move(
+            TransferStatus.COMPLETED,
+            reason,
+            stripe_transfer_id=facts.stripe_transfer_id,
+            in_doubt=False,
+            retry_count=0,
+            next_retry_at=None,
+            **outcomes.CLEARED_ERROR,
+        )
+        if reversals.open_reversals(self.transfer):
+            self.transfer.transition(
+                TransferStatus.REVERSAL_PENDING,
+                reason="refunded while it was being sent",
+                actor=self.actor,
+                next_retry_at=Now(),
+            )
+
+    def refused(self, error: dict[str, Any]) -> None:
+        """Stripe said no, so the seller was not paid and owes nothing; what is still to be paid needs a person."""
+        if self._keep_back_what_is_owed(error):
+            self._move_to_person(error)
+
+    def not_sent(self, error: dict[str, Any]) -> None:
+        """The platform's balance is too small. Stripe repeats that under this key for a day, so the next one is new."""
+        if self._keep_back_what_is_owed(error):
+            self.try_again(error, look_first=True, in_doubt=False)
+
+    def _keep_back_what_is_owed(self, error: dict[str, Any]) -> bool:
+        """Whether anything is left to pay once refunds that waited for the outcome are taken off."""
+        owed = reversals.open_reversals(self.transfer)
+        if not owed:
+            self.transfer.change(reason="not sent", actor=self.actor, in_doubt=False)
+            return True
+        reason = f"never sent ({error['last_error_code']}), and refunded meanwhile"
+        for reversal in owed:
+            reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor)
+        self.transfer.change(reason=reason, actor=self.actor, in_doubt=False)
+        amount = sum(reversal.amount for reversal in owed)
+        reversals.keep_back(self.transfer, amount=amount, actor=self.actor, reason=reason)
+        if self.transfer.status == TransferStatus.CANCELED:
+            self.transfer.change(reason=reason, actor=self.actor, **leases.RELEASED)
+            return False
+        return True
+
+    def try_again(self, error: dict[str, Any], *, look_first: bool = False, **fields: Any) -> None:
+        policy = RetryPolicy.from_settings("TRANSFER_RETRY")
+        if policy.is_exhausted(self.transfer.retry_count):
+            spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"
+            message = f"{spent} {error['last_error_message']}"
+            self._move_to_person(
+                {**error, "last_error_code": reversals.RETRIES_EXHAUSTED, "last_error_message": message},
+                look_first=True,
+                **fields,
+            )
+            return
+        waiting = {**outcomes.next_try(self.transfer, policy), **error, **fields}
+        if look_first:
+            waiting["look_first"] = True
+        if self.transfer.status == TransferStatus.FAILED:
+            self.stay(error, **waiting)
+        else:
+            self._move(TransferStatus.FAILED, error["last_error_code"], **waiting)
+
+    def stay(self, error: dict[str, Any], **fields: Any) -> None:
+        self.transfer.change(
+            reason=error["last_error_code"],
+            actor=self.actor,
+            attempt=self.transfer.retry_count + 1,
+            **{**leases.RELEASED, **error, **fields},
+        )
+
+    def _move_to_person(self, error: dict[str, Any], **fields: Any) -> None:
+        self._move(
+            TransferStatus.PERMANENTLY_FAILED,
+            f"{error['last_error_code']}: {error['last_error_message']}",
+            next_retry_at=None,
+            failed_leg=SellerTransfer.Leg.SENDING,
+            **error,
+            **fields,
+        )
+        logger.error(
+            "transfer_needs_a_person",
+            transfer=self.transfer.pk,
+            code=error["last_error_code"],
+            request_id=error["last_error_request_id"],
+        )
+
+    def _move(self, to: TransferStatus, reason: str, **fields: Any) -> None:
+        attempt = self.transfer.retry_count + 1
+        self.transfer.transition(to, reason=reason, actor=self.actor, attempt=attempt, **leases.RELEASED, **fields)
+
+
+# --- By an operator ---------------------------------------------------------------------------------------------------
+
+
+def retry(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+    """Resume the leg that failed, due now and with a fresh budget; committed on return.
+
+    Two operators, or one who clicks twice, make one retry: the second finds another status.
+
+    Raises:
+        SellerTransfer.DoesNotExist: no such transfer.
+        NotAllowedNow: the status does not allow it, the ``tr_…`` is missing, or everything is refunded.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = SellerTransfer.locked(transfer_id)
+        if transfer.status != TransferStatus.PERMANENTLY_FAILED:
+            raise NotAllowedNow(
+                f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one can be retried"
+            )
+        if transfer.failed_leg == SellerTransfer.Leg.SENDING and not transfer.stripe_transfer_id:
+            _retry_sending(transfer, actor=actor, reason=reason)
+        elif not transfer.stripe_transfer_id:
+            raise NotAllowedNow(
+                f"transfer {transfer_id} has no Stripe transfer id: enter its tr_… first, since paying it again"
+                " could pay the seller twice"
+            )
+        else:
+            reversals.reopen(transfer, actor=actor, reason=reason)
+    logger.info("transfer_retried", transfer=transfer_id, status=transfer.status, actor=actor)
+    return transfer
+
+
+def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    transfer.transition(
+        TransferStatus.FAILED,
+        reason=reason,
+        actor=actor,
+        next_retry_at=Now(),
+        retry_count=0,
+        failed_leg="",
+        # Whatever was stored under the old key must not be the answer to this try.
+        look_first=True,
+    )
+    if transfer.in_doubt:
+        return
+    owed = reversals.open_reversals(transfer)
+    for reversal in owed:
+        reversal.transition(ReversalStatus.CANCELED, reason="refunded before it was sent", actor=actor)
+    if owed:
+        amount = sum(reversal.amount for reversal in owed)
+        reversals.keep_back(transfer, amount=amount, actor=actor, reason="refunded before it was sent")
+
+
+def enter_transfer_id(*, transfer_id: int, stripe_transfer_id: str, actor: str, reason: str) -> SellerTransfer:
+    """Give a row of an older system its ``tr_…``, so that its reversal can be retried; committed on return.
+
+    Raises:
+        SellerTransfer.DoesNotExist: no such transfer.
+        NotAllowedNow: the row has an id, or does not wait for one.
+        ConflictingFacts: not an id of a transfer, or another row has it.
+
+    """
+    if not stripe_transfer_id.startswith("tr_") or len(stripe_transfer_id) > 255:
+        raise ConflictingFacts(f"{stripe_transfer_id[:50]!r} is not the id of a transfer: expected tr_…")
+    try:
+        with transaction.atomic(durable=True):
+            transfer = SellerTransfer.locked(transfer_id)
+            if transfer.stripe_transfer_id:
+                raise NotAllowedNow(f"transfer {transfer_id} has its id: {transfer.stripe_transfer_id}")
+            if transfer.status != TransferStatus.PERMANENTLY_FAILED:
+                raise NotAllowedNow(
+                    f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one takes an id"
+                )
+            transfer.change(
+                actor=actor,
+                reason=reason,
+                stripe_transfer_id=stripe_transfer_id,
+                failed_leg=SellerTransfer.Leg.REVERSING,
+                in_doubt=False,
+            )
+    except IntegrityError as error:
+        if "transfer_stripe_id_once" not in str(error):
+            raise
+        raise ConflictingFacts(f"another transfer has the id {stripe_transfer_id}") from error
+    return transfer
