@@ -110,10 +110,7 @@ def change(world: World, account: Obj, changes: Obj) -> Obj:
 
 
 def delete(world: World, account: Obj) -> Obj:
-    if any(
-        who == account["id"] and (row["available"] or row["pending"])
-        for (who, _), row in world.balances.items()
-    ):
+    if any(who == account["id"] and (row["available"] or row["pending"]) for (who, _), row in world.balances.items()):
         raise errors.refused("This account cannot be deleted: its balance is not zero.")
     world.store.remove(world.platform, "account", account["id"])
     return {"id": account["id"], "object": "account", "deleted": True}

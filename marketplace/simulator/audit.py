@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .world import World
 
-OPERATION_IDS = ("op", "operation", "reversal", "idempotency", "refund")
+# Metadata that names one operation. A refund's id stands once per transfer, the others once in all.
+OPERATION = re.compile(r"(?:.*_)?(op|operation|reversal|idempotency|refund)_?(?:id|key|uuid)?\Z", re.IGNORECASE)
 
 
 def audit(world: World) -> dict[str, Any]:
@@ -17,8 +19,7 @@ def audit(world: World) -> dict[str, Any]:
         transfers, suspicious = _transfers(world)
         accounts, problems = _accounts(world)
         problems += [
-            f"{each['id']}: reversals add up to {each['reversed_sum']}, amount_reversed says "
-            f"{each['amount_reversed']}"
+            f"{each['id']}: reversals add up to {each['reversed_sum']}, amount_reversed says {each['amount_reversed']}"
             for each in transfers
             if each["reversed_sum"] != each["amount_reversed"]
         ]
@@ -66,8 +67,10 @@ def _transfers(world: World) -> tuple[list[dict[str, Any]], list[str]]:
             shown["status"] = row["status"]
         by_transfer.setdefault(row["transfer"], []).append(shown)
         for name, value in row["metadata"].items():
-            if any(word in name.lower() for word in OPERATION_IDS):
-                seen.setdefault((row["transfer"], name, value), []).append(row["id"])
+            named = OPERATION.match(name)
+            if named is not None:
+                where = row["transfer"] if named[1].lower() == "refund" else "all transfers"
+                seen.setdefault((where, name, value), []).append(row["id"])
     found = []
     for row in world.store.table(world.platform, "transfer").rows.values():
         reversals = by_transfer.get(row["id"], [])
@@ -79,16 +82,14 @@ def _transfers(world: World) -> tuple[list[dict[str, Any]], list[str]]:
                 "amount": row["amount"],
                 "amount_reversed": row["amount_reversed"],
                 "reversed": row["reversed"],
-                "reversed_sum": sum(
-                    e["amount"] for e in reversals if e.get("status", "succeeded") == "succeeded"
-                ),
+                "reversed_sum": sum(e["amount"] for e in reversals if e.get("status", "succeeded") == "succeeded"),
                 "metadata": dict(row["metadata"]),
                 "reversals": reversals,
             }
         )
     suspicious = [
-        f"{transfer}: {len(ids)} reversals with {name}={value}: {', '.join(ids)}"
-        for (transfer, name, value), ids in seen.items()
+        f"{where}: {len(ids)} reversals with {name}={value}: {', '.join(ids)}"
+        for (where, name, value), ids in seen.items()
         if len(ids) > 1
     ]
     return found, suspicious

@@ -57,9 +57,7 @@ def render(found: dict[str, Any]) -> str:
 def _verdict(found: dict[str, Any]) -> str:
     lines = []
     if found["ok"]:
-        lines.append(
-            '<p class="good">✓ Balances add up; no transfer is reversed by more than its amount.</p>'
-        )
+        lines.append('<p class="good">✓ Balances add up; no transfer is reversed by more than its amount.</p>')
     lines += [f'<p class="bad">✗ {escape(each)}</p>' for each in found["problems"]]
     lines += [f'<p class="bad">⚠ {escape(each)}</p>' for each in found["suspicious"]]
     if not found["suspicious"]:

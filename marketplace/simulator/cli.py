@@ -50,15 +50,13 @@ def _host(text: str) -> str:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not an address such as http://127.0.0.1:8000/webhooks/stripe/"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address such as http://127.0.0.1:8000/webhooks/stripe/")
     return text
 
 
 def _secret(text: str) -> str:
     """A wrong one is refused without being shown."""
-    if not text.startswith("whsec_") or len(text) < 8:  # noqa: PLR2004
+    if not text.startswith("whsec_") or len(text) < 8:
         raise argparse.ArgumentTypeError("a webhook secret starts with whsec_ and goes on")
     return text
 
@@ -71,8 +69,7 @@ def _outage(text: str) -> tuple[float, float]:
         window = (-1.0, -1.0)
     if not colon or not 0 <= window[0] < float("inf") or not 0 < window[1] < float("inf"):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not START:SECONDS, such as 30:10 for ten seconds of outage half a minute after "
-            "the start"
+            f"{text!r} is not START:SECONDS, such as 30:10 for ten seconds of outage half a minute after the start"
         )
     return window
 
@@ -86,9 +83,7 @@ def _file(text: str) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it listens")
-    where.add_argument(
-        "--host", type=_host, default="127.0.0.1", help="loopback address (default: %(default)s)"
-    )
+    where.add_argument("--host", type=_host, default="127.0.0.1", help="loopback address (default: %(default)s)")
     where.add_argument(
         "--port",
         type=_number(int, 0, 65535, "a port from 0 to 65535"),
@@ -97,9 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     state = parser.add_argument_group("state")
     state.add_argument("--seed", help="decides ids and faults; printed at start (default: a random one)")
-    state.add_argument(
-        "--state-file", type=_file, metavar="PATH", help="keep everything in this file over restarts"
-    )
+    state.add_argument("--state-file", type=_file, metavar="PATH", help="keep everything in this file over restarts")
     state.add_argument(
         "--charge-settles-after",
         type=_number(float, 0, 365 * 86400, "seconds from 0 to a year"),
@@ -157,9 +150,7 @@ def _webhook_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _fault_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--latency-ms", type=_milliseconds, default=0, metavar="MS", help="every call takes this long"
-    )
+    group.add_argument("--latency-ms", type=_milliseconds, default=0, metavar="MS", help="every call takes this long")
     group.add_argument(
         "--latency-jitter-ms", type=_milliseconds, default=0, metavar="MS", help="and up to this much longer"
     )
@@ -169,9 +160,7 @@ def _fault_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="requests per second and endpoint; Stripe's own is 25",
     )
-    group.add_argument(
-        "--global-rate-limit", type=_per_second, metavar="N", help="requests per second in all"
-    )
+    group.add_argument("--global-rate-limit", type=_per_second, metavar="N", help="requests per second in all")
     group.add_argument(
         "--error-rate",
         type=_rate,
@@ -186,9 +175,7 @@ def _fault_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="CHANCE",
         help="do it, then close without an answer",
     )
-    group.add_argument(
-        "--lost-request-rate", type=_rate, default=0, metavar="CHANCE", help="close without doing it"
-    )
+    group.add_argument("--lost-request-rate", type=_rate, default=0, metavar="CHANCE", help="close without doing it")
     group.add_argument(
         "--rate-429",
         type=_rate,

@@ -37,9 +37,7 @@ class Control:
             ("DELETE", "requests"): lambda _rest, _body: core.log.clear() or {},  # type: ignore[func-returns-value]
             ("GET", "settings"): lambda _rest, _body: self.dashboard.set(),
             ("POST", "settings"): lambda _rest, body: self.dashboard.set(**body),
-            ("GET", "webhooks"): lambda _rest, _body: (
-                vars(core.delivery.faults) | {"urls": core.delivery.urls}
-            ),
+            ("GET", "webhooks"): lambda _rest, _body: vars(core.delivery.faults) | {"urls": core.delivery.urls},
             ("POST", "webhooks"): lambda _rest, body: self._webhooks(body),
             ("POST", "limits"): lambda _rest, body: self._limits(body),
             ("POST", "accounts"): self._account,
@@ -56,9 +54,7 @@ class Control:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if not _from_here(request):
-            return _json(
-                403, {"error": "the simulator's control answers programs on this machine, not web pages"}
-            )
+            return _json(403, {"error": "the simulator's control answers programs on this machine, not web pages"})
         parts = [part for part in request.path.split("/")[2:] if part]
         name, rest = (parts[0], parts[1:]) if parts else ("", [])
         act = self._acts.get((request.method, name))
@@ -238,6 +234,4 @@ def _wants_page(request: web.BaseRequest) -> bool:
 
 
 def _json(status: int, body: Any) -> web.Response:
-    return web.Response(
-        status=status, text=json.dumps(body, indent=2, default=str), content_type="application/json"
-    )
+    return web.Response(status=status, text=json.dumps(body, indent=2, default=str), content_type="application/json")

@@ -56,6 +56,7 @@ class Core:
         self.on_wake: Callable[[], None] = lambda: None
         self.on_reset: Callable[[], None] = lambda: None
         self.journal = Journal(options.state_file) if options.state_file is not None else None
+        self.retired: list[Delivery] = []
         self._build()
         if self.journal is not None:
             self.journal.open(self.world)
@@ -107,6 +108,7 @@ class Core:
     def reset(self) -> None:
         """Back to an empty Stripe with the options it was started with."""
         with self.world.lock:
+            self.retired.append(self.delivery)
             self._build()
             self.log.clear()
             if self.journal is not None:

@@ -189,9 +189,7 @@ class Dashboard:
         self, charge: str, amount: int | None = None, *, reason: str = "fraudulent", withdraw: bool = True
     ) -> Obj:
         with self._core.world.transaction() as world:
-            made = disputes.open_dispute(
-                world, world.platform, charge, amount=amount, reason=reason, withdraw=withdraw
-            )
+            made = disputes.open_dispute(world, world.platform, charge, amount=amount, reason=reason, withdraw=withdraw)
             return copy.deepcopy(made)
 
     def close_dispute(self, dispute: str, status: str) -> Obj:

@@ -79,6 +79,7 @@ class Delivery:
         self._session: aiohttp.ClientSession | None = None
         self._slots: asyncio.Semaphore | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def targets(self, world: World) -> Iterator[Target]:
         for number, url in enumerate(self.urls, 1):
@@ -143,7 +144,8 @@ class Delivery:
         self._slots = asyncio.Semaphore(IN_FLIGHT_MAX)
 
     def _start(self, world: World, owner: str, event: Obj, target: Target, attempt: int) -> None:
-        assert self._loop is not None
+        if self._closed or self._loop is None:
+            return
         task = self._loop.create_task(self._send(world, owner, event, target, attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -157,7 +159,7 @@ class Delivery:
                     self._session = aiohttp.ClientSession(timeout=timeout)
                 status = await self._post(world, event, target)
             self.sent.append(Sent(event["id"], event["type"], target.url, attempt, status))
-            self._settle(world, owner, event, target, attempt, ok=status is not None and 200 <= status < 300)  # noqa: PLR2004
+            self._settle(world, owner, event, target, attempt, ok=status is not None and 200 <= status < 300)
         finally:
             with self.quiet:
                 self.running -= 1
@@ -173,17 +175,13 @@ class Delivery:
         }
         assert self._session is not None
         try:
-            async with self._session.post(
-                target.url, data=body, headers=headers, allow_redirects=False
-            ) as answer:
+            async with self._session.post(target.url, data=body, headers=headers, allow_redirects=False) as answer:
                 await answer.read()
                 return answer.status
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
 
-    def _settle(
-        self, world: World, owner: str, event: Obj, target: Target, attempt: int, *, ok: bool
-    ) -> None:
+    def _settle(self, world: World, owner: str, event: Obj, target: Target, attempt: int, *, ok: bool) -> None:
         if attempt < 0:
             return
         with world.transaction():
@@ -212,6 +210,7 @@ class Delivery:
         return any(job.kind == "deliver" and job.at <= now for job in list(world.jobs.values()))
 
     async def close(self) -> None:
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -52,6 +52,16 @@ def missing_object(noun: str, id_: str, *, param: str = "id") -> StripeError:
     return StripeError(404, f"No such {noun}: '{id_}'", code="resource_missing", param=param)
 
 
+def other_mode(noun: str, id_: str, *, here: str, used: str) -> StripeError:
+    return StripeError(
+        404,
+        f"No such {noun}: '{id_}'; a similar object exists in {here} mode, but a {used} mode key was used to make "
+        "this request.",
+        code="resource_missing",
+        param="id",
+    )
+
+
 def missing_reference(noun: str, id_: str, *, param: str) -> StripeError:
     """400 for an object named in a parameter."""
     return StripeError(400, f"No such {noun}: '{id_}'", code="resource_missing", param=param)
@@ -105,7 +115,7 @@ def server_fault() -> StripeError:
 
 
 def unavailable(status: int) -> StripeError:
-    if status == 424:  # noqa: PLR2004
+    if status == 424:
         return StripeError(status, "A dependency outside of Stripe failed.", kind="api_error")
     return StripeError(status, "Stripe is temporarily unavailable. Please try again.", kind="api_error")
 

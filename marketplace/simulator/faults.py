@@ -151,9 +151,7 @@ class Plan:
                 if not self._fires(rule, call):
                     continue
                 if rule.action == "latency":
-                    verdict.seconds += rule.seconds + (
-                        self._random.random() * rule.jitter if rule.jitter else 0
-                    )
+                    verdict.seconds += rule.seconds + (self._random.random() * rule.jitter if rule.jitter else 0)
                 else:
                     verdict.rule = rule
         return verdict

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 def add(world: World, owner: str, amount: int, currency: str) -> Obj:
     """A top-up: available at once."""
-    entry = ledger.post(
-        world, owner, amount=amount, currency=currency, kind="topup", source=None, description="Top-up"
-    )
+    entry = ledger.post(world, owner, amount=amount, currency=currency, kind="topup", source=None, description="Top-up")
     world.funds_arrived(owner, currency, announce=True)
     return entry
 

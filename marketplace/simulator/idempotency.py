@@ -77,9 +77,7 @@ class Keys:
 
     def saved(self) -> list[tuple[str, str, dict[str, Any]]]:
         self._prune()
-        return [
-            (who, key, asdict(held)) for (who, key), held in self._held.items() if isinstance(held, Saved)
-        ]
+        return [(who, key, asdict(held)) for (who, key), held in self._held.items() if isinstance(held, Saved)]
 
     def _prune(self) -> None:
         oldest = self._world.now() - self._world.settings.keys_kept_seconds

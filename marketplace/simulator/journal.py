@@ -55,9 +55,7 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 if any(lines[number:]):
-                    raise ValueError(
-                        f"{self.path}: line {number} is not JSON, and it is not the last one"
-                    ) from None
+                    raise ValueError(f"{self.path}: line {number} is not JSON, and it is not the last one") from None
                 logger.warning("%s: the last line is torn and is left out", self.path)
                 break
             self._apply(world, entry)
@@ -128,15 +126,9 @@ class Journal:
                     if id_ in world.made_by:
                         entry["made_by"] = {id_: world.made_by[id_]}
                     entries.append(entry)
-        entries += [
-            {"made": world.made, "put": [["", "_balance", row["id"], row]]} for row in world.balances.values()
-        ]
-        entries += [
-            {"made": world.made, "put": [["", "_job", job.id, asdict(job)]]} for job in world.jobs.values()
-        ]
-        entries += [
-            {"made": world.made, "put": [[who, "_key", key, row]]} for who, key, row in world.keys.saved()
-        ]
+        entries += [{"made": world.made, "put": [["", "_balance", row["id"], row]]} for row in world.balances.values()]
+        entries += [{"made": world.made, "put": [["", "_job", job.id, asdict(job)]]} for job in world.jobs.values()]
+        entries += [{"made": world.made, "put": [[who, "_key", key, row]]} for who, key, row in world.keys.saved()]
         return entries
 
     def moved(self, world: World) -> None:

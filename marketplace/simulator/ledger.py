@@ -47,7 +47,8 @@ def post(
 ) -> Obj:
     """Move a balance by `amount - fee`, now or when `available_on` comes."""
     now = world.now()
-    pending = available_on is not None and available_on > now
+    due = int(available_on or 0)  # Stripe's stamps are whole seconds
+    pending = due > now
     row = balance(world, owner, currency)
     row["pending" if pending else "available"] += amount - fee
     world.store.changed(owner, "_balance", row)
@@ -55,7 +56,7 @@ def post(
         "balance_transaction",
         id=world.new_id("txn"),
         amount=amount,
-        available_on=int(available_on) if available_on is not None and pending else int(now),
+        available_on=due if pending else int(now),
         created=int(now),
         currency=currency,
         description=description,
@@ -68,8 +69,8 @@ def post(
         type=kind,
     )
     world.store.put(owner, "balance_transaction", entry)
-    if pending and available_on is not None:
-        world.later(available_on, "settle", {"owner": owner, "entry": entry["id"]})
+    if pending:
+        world.later(due, "settle", {"owner": owner, "entry": entry["id"]})
     return entry
 
 
@@ -85,19 +86,19 @@ def _fee_details(fee: int, currency: str) -> list[Obj]:
     ]
 
 
-def settle(world: World, owner: str, entry_id: str) -> None:
+def settle(world: World, *, owner: str, entry: str) -> None:
     """A pending entry becomes available."""
-    entry = world.store.get(owner, "balance_transaction", entry_id)
-    if entry is None or entry["status"] != "pending":
+    found = world.store.get(owner, "balance_transaction", entry)
+    if found is None or found["status"] != "pending":
         return
-    entry["status"] = "available"
-    row = balance(world, owner, entry["currency"])
-    row["pending"] -= entry["net"]
-    row["available"] += entry["net"]
-    world.store.changed(owner, "balance_transaction", entry)
+    found["status"] = "available"
+    row = balance(world, owner, found["currency"])
+    row["pending"] -= found["net"]
+    row["available"] += found["net"]
+    world.store.changed(owner, "balance_transaction", found)
     world.store.changed(owner, "_balance", row)
-    if entry["net"] > 0:
-        world.funds_arrived(owner, entry["currency"], announce=True)
+    if found["net"] > 0:
+        world.funds_arrived(owner, found["currency"], announce=True)
 
 
 def as_object(world: World, owner: str) -> Obj:

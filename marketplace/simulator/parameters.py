@@ -146,8 +146,7 @@ def _string(rule: Rule, value: str, param: str) -> str:
         )
     if param == "currency" and value.lower() not in CURRENCIES:
         raise errors.invalid(
-            f"Invalid currency: {value}. Stripe currently supports these currencies: "
-            f"{', '.join(sorted(CURRENCIES))}",
+            f"Invalid currency: {value}. Stripe currently supports these currencies: {', '.join(sorted(CURRENCIES))}",
             param=param,
         )
     return value

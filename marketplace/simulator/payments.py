@@ -81,10 +81,8 @@ def _check_amount(amount: int, currency: str) -> None:
             code="amount_too_small",
             param="amount",
         )
-    if amount > 99999999:  # noqa: PLR2004
-        raise errors.StripeError(
-            400, "Amount must be no more than 999,999.99", code="amount_too_large", param="amount"
-        )
+    if amount > 99999999:
+        raise errors.StripeError(400, "Amount must be no more than 999,999.99", code="amount_too_large", param="amount")
 
 
 def confirm(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
@@ -215,12 +213,9 @@ def make_charge(
 
 
 def update(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
-    if intent["status"] in {"succeeded", "canceled"} and {"amount", "currency", "payment_method"} & set(
-        params
-    ):
+    if intent["status"] in {"succeeded", "canceled"} and {"amount", "currency", "payment_method"} & set(params):
         raise errors.refused(
-            "This PaymentIntent's amount could not be updated because it has a status of "
-            f"{intent['status']}.",
+            f"This PaymentIntent's amount could not be updated because it has a status of {intent['status']}.",
             code="payment_intent_unexpected_state",
             payment_intent=intent,
         )
@@ -258,9 +253,7 @@ def cancel(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
 def update_charge(world: World, owner: str, charge: Obj, params: Obj) -> Obj:
     previous: Obj = {}
     if params.get("transfer_group") and charge["transfer_group"] not in {None, params["transfer_group"]}:
-        raise errors.refused(
-            "transfer_group cannot be updated: it has been set already.", param="transfer_group"
-        )
+        raise errors.refused("transfer_group cannot be updated: it has been set already.", param="transfer_group")
     for name in ("description", "transfer_group", "receipt_email", "customer"):
         if name in params and charge[name] != (params[name] or None):
             previous[name] = charge[name]

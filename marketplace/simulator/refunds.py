@@ -73,18 +73,14 @@ def _charge(world: World, owner: str, params: Obj) -> Obj:
             code="parameter_missing",
         )
     if charge["status"] != "succeeded":
-        raise errors.refused(
-            f"Charge {charge['id']} has not succeeded and cannot be refunded.", param="charge"
-        )
+        raise errors.refused(f"Charge {charge['id']} has not succeeded and cannot be refunded.", param="charge")
     return charge
 
 
 def _amount(charge: Obj, params: Obj) -> int:
     left: int = charge["amount"] - charge["amount_refunded"]
     if left == 0:
-        raise errors.refused(
-            f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded"
-        )
+        raise errors.refused(f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded")
     if charge["disputed"]:
         raise errors.refused(
             f"Charge {charge['id']} has been charged back; cannot issue a refund.", code="charge_disputed"

@@ -26,8 +26,7 @@ def create(world: World, owner: str, transfer: Obj, params: Obj) -> Obj:
     if amount > left:
         shown = [ledger.shown(each, currency) for each in (amount, left)]
         raise errors.refused(
-            f"Transfer reversal amount ({shown[0]}) is greater than unreversed amount on transfer "
-            f"({shown[1]})",
+            f"Transfer reversal amount ({shown[0]}) is greater than unreversed amount on transfer ({shown[1]})",
             param="amount",
         )
     fields = {
@@ -70,9 +69,7 @@ def _waiting(world: World, owner: str, transfer: Obj) -> int:
     if not world.settings.pending_reversals:
         return 0
     table = world.store.table(owner, "transfer_reversal")
-    return sum(
-        each["amount"] for each in table.select(transfer=transfer["id"]) if each.get("status") == "pending"
-    )
+    return sum(each["amount"] for each in table.select(transfer=transfer["id"]) if each.get("status") == "pending")
 
 
 def _pending_until(world: World, transfer: Obj) -> float | None:
@@ -128,8 +125,8 @@ def _move(world: World, owner: str, transfer: Obj, reversal: Obj) -> None:
         created=into["created"],
         currency=currency,
         source_transfer_reversal=reversal["id"],
-        destination_details=None,
     )
+    del refund["destination_details"]
     world.store.put(seller, "refund", refund)
     payment = world.store.get(seller, "charge", payment_id)
     assert payment is not None

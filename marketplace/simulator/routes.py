@@ -60,9 +60,7 @@ def _retrieve(name: str, kind: str, noun: str | None = None) -> None:
 
 def _list(name: str, kind: str, *fields: str) -> None:
     url = name.split()[1]
-    _ROUTES[name] = lambda world, owner, _ids, params: views.page(
-        world, owner, kind, url, params, fields=fields
-    )
+    _ROUTES[name] = lambda world, owner, _ids, params: views.page(world, owner, kind, url, params, fields=fields)
 
 
 _retrieve("GET /v1/transfers/{transfer}", "transfer")
@@ -210,10 +208,8 @@ def _list_events(world: World, owner: str, _ids: list[str], params: Obj) -> Obj:
     days.
     """
     if "type" in params and "types" in params:
-        raise errors.invalid(
-            "You may only specify one of these parameters: type, types.", code="parameters_exclusive"
-        )
-    if len(params.get("types", ())) > 20:  # noqa: PLR2004
+        raise errors.invalid("You may only specify one of these parameters: type, types.", code="parameters_exclusive")
+    if len(params.get("types", ())) > 20:
         raise errors.invalid("You may pass up to 20 types.", param="types")
     oldest = world.now() - 30 * 24 * 3600
     exact, prefix = None, None
@@ -262,6 +258,18 @@ def _update_endpoint(world: World, owner: str, ids: list[str], params: Obj) -> O
 def _delete_endpoint(world: World, owner: str, ids: list[str], _params: Obj) -> Obj:
     found = _get(world, owner, "webhook_endpoint", ids[0], "webhook endpoint")
     return webhook_endpoints.delete(world, owner, found)
+
+
+def _unanswered(name: str) -> Handler:
+    def refuse(_world: World, _owner: str, _ids: list[str], _params: Obj) -> Obj:
+        raise errors.not_simulated(name)
+
+    return refuse
+
+
+for _name in parameters.rules():
+    if _name not in _ROUTES:
+        _ROUTES[_name] = _unanswered(_name)
 
 
 def _tree() -> dict[str, Any]:

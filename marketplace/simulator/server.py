@@ -24,7 +24,18 @@ KEY_MAX = 255
 KEY_PREFIXES = ("sk_test_", "sk_live_", "rk_")
 
 
-class Dropped(Exception):  # noqa: N818
+SPOILING = {
+    "conflict",
+    "drop_before",
+    "forbidden",
+    "lock_timeout",
+    "rate_limited",
+    "unauthorized",
+    "unavailable",
+}
+
+
+class Dropped(Exception):
     """The connection is to be closed without an answer."""
 
 
@@ -70,6 +81,10 @@ class Server:
         self.core.delivery.attach(self._loop)
 
     def _on_reset(self) -> None:
+        assert self._loop is not None
+        for old in self.core.retired:
+            asyncio.run_coroutine_threadsafe(old.close(), self._loop)
+        self.core.retired.clear()
         self._attach()
         self._wake()
 
@@ -107,8 +122,10 @@ class Server:
             self._timer = self._loop.call_later(min(max(wait, 0), 86_400), self._tick)
 
     def _tick(self) -> None:
-        self.core.world.run_due()
-        self._arm()
+        try:
+            self.core.world.run_due()
+        finally:
+            self._arm()
 
     # One request
 
@@ -174,9 +191,7 @@ class Server:
     def _accounts(self, record: RequestRecord, ids: list[str]) -> tuple[str, ...]:
         """Whose money the call is about, as far as can be told from outside."""
         accounts = [record.account]
-        accounts += [
-            part.partition("=")[2] for part in record.form.split("&") if part.startswith("destination=")
-        ]
+        accounts += [part.partition("=")[2] for part in record.form.split("&") if part.startswith("destination=")]
         for id_ in ids:
             transfer = self.core.world.store.get(self.core.world.platform, "transfer", id_)
             if transfer is not None:
@@ -191,12 +206,14 @@ class Server:
         verdict: faults.Verdict,
     ) -> Answer:
         rule, core, world = verdict.rule, self.core, self.core.world
-        if rule is not None:
+        if rule is not None and rule.action in SPOILING:
+            await asyncio.sleep(verdict.seconds)
             await self._spoil(request, record, rule)
         owner = self._owner(request)
         if found is None:
             raise errors.unrecognized(record.method, record.path)
         route, ids = found
+        self._require_mode(request, ids)
         for limit, name, reason in (
             (core.global_limit, "", "global-rate"),
             (core.endpoint_limit, route.name, "endpoint-rate"),
@@ -217,9 +234,7 @@ class Server:
         world, key = self.core.world, call.key
         assert key is not None
         if len(key) > KEY_MAX:
-            raise errors.invalid(
-                f"Idempotency-Key must be at most {KEY_MAX} characters; yours has {len(key)}."
-            )
+            raise errors.invalid(f"Idempotency-Key must be at most {KEY_MAX} characters; yours has {len(key)}.")
         with world.lock:
             saved = world.keys.lookup(call.owner, key, path=call.path, form=call.form)
             if saved is None:
@@ -294,6 +309,17 @@ class Server:
             raise errors.no_access(account, _shown(key))
         return account
 
+    def _require_mode(self, request: web.BaseRequest, ids: list[str]) -> None:
+        """The other mode's key does not see this mode's objects."""
+        live = "_live_" in (_api_key(request) or "")[:8]
+        if live == self.core.world.livemode:
+            return
+        for id_ in ids:
+            home = self.core.world.store.homes.get(id_)
+            if home is not None:
+                here, used = ("test", "live") if live else ("live", "test")
+                raise errors.other_mode(home[1].replace("_", " "), id_, here=here, used=used)
+
     def _send(
         self, request: web.BaseRequest, record: RequestRecord, answer: Answer, rule: faults.Rule | None
     ) -> web.StreamResponse:
@@ -303,22 +329,16 @@ class Server:
         record.status = answer.status
         headers = answer.headers
         headers["Request-Id"] = record.id
-        headers["Stripe-Version"] = request.headers.get(
-            "Stripe-Version", self.core.world.settings.api_version
-        )
+        headers["Stripe-Version"] = request.headers.get("Stripe-Version", self.core.world.settings.api_version)
         headers["Content-Type"] = "application/json"
         if record.key is not None:
             headers["Idempotency-Key"] = record.key
         if answer.ran:
             headers["Stripe-Should-Retry"] = "false"
         body = answer.body.encode()
-        if action in {"unavailable", "unreadable"} and (
-            rule is not None and (rule.html or action == "unreadable")
-        ):
+        if action in {"unavailable", "unreadable"} and (rule is not None and (rule.html or action == "unreadable")):
             status = answer.status if action == "unavailable" else 200
-            return web.Response(
-                status=status, text=f"<html><body>{status}</body></html>", content_type="text/html"
-            )
+            return web.Response(status=status, text=f"<html><body>{status}</body></html>", content_type="text/html")
         if action == "not_utf8":
             body = body[:-1] + b'\xff\xfe"}'
         if action == "truncated" and request.transport is not None:
@@ -358,6 +378,4 @@ def require_loopback(host: str) -> None:
     except ValueError:
         loopback = False
     if not loopback:
-        raise ValueError(
-            f"the simulator listens on loopback addresses only, such as 127.0.0.1: not on {host!r}"
-        )
+        raise ValueError(f"the simulator listens on loopback addresses only, such as 127.0.0.1: not on {host!r}")

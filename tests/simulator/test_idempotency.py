@@ -34,9 +34,7 @@ def test_the_same_key_replays_the_first_answer(
     assert [record.replayed for record in sim.requests.to(REVERSALS)] == [False, True]
 
 
-def test_the_order_of_parameters_does_not_matter(
-    client: stripe.StripeClient, transfer: dict[str, Any]
-) -> None:
+def test_the_order_of_parameters_does_not_matter(client: stripe.StripeClient, transfer: dict[str, Any]) -> None:
     first = reverse(client, transfer["id"], amount=100, metadata={"a": "1", "b": "2"})
     again = reverse(client, transfer["id"], metadata={"b": "2", "a": "1"}, amount=100)
     assert again.id == first.id
@@ -64,9 +62,7 @@ def test_another_address_under_a_used_key_is_refused(
         reverse(client, other["id"], amount=100)
 
 
-def test_a_refused_parameter_leaves_the_key_free(
-    client: stripe.StripeClient, transfer: dict[str, Any]
-) -> None:
+def test_a_refused_parameter_leaves_the_key_free(client: stripe.StripeClient, transfer: dict[str, Any]) -> None:
     with pytest.raises(stripe.InvalidRequestError):
         reverse(client, transfer["id"], amount="x")
     assert reverse(client, transfer["id"], amount=100).amount == 100
@@ -107,9 +103,7 @@ def test_a_500_is_kept_under_the_key_with_or_without_its_effect(
     assert reverse(client, transfer["id"], "k2", amount=100).amount == 100
 
 
-@pytest.mark.parametrize(
-    "action", ["unavailable", "rate_limited", "lock_timeout", "unauthorized", "drop_before"]
-)
+@pytest.mark.parametrize("action", ["unavailable", "rate_limited", "lock_timeout", "unauthorized", "drop_before"])
 def test_what_never_ran_is_not_kept(
     client: stripe.StripeClient, sim: StripeSimulator, transfer: dict[str, Any], action: str
 ) -> None:
@@ -193,9 +187,7 @@ def test_a_key_belongs_to_one_account(client: stripe.StripeClient, sim: StripeSi
     assert other.id != first.id
 
 
-def test_a_key_of_more_than_255_characters_is_refused(
-    client: stripe.StripeClient, transfer: dict[str, Any]
-) -> None:
+def test_a_key_of_more_than_255_characters_is_refused(client: stripe.StripeClient, transfer: dict[str, Any]) -> None:
     with pytest.raises(stripe.InvalidRequestError):
         reverse(client, transfer["id"], "k" * 256, amount=100)
 
