@@ -34,7 +34,7 @@ class Control:
             ("POST", "faults"): self._add_fault,
             ("DELETE", "faults"): self._clear_faults,
             ("GET", "requests"): lambda _rest, body: self._requests(body),
-            ("DELETE", "requests"): lambda _rest, _body: core.log.clear() or {},  # type: ignore[func-returns-value]
+            ("DELETE", "requests"): lambda _rest, _body: self._clear_requests(),
             ("GET", "settings"): lambda _rest, _body: self.dashboard.set(),
             ("POST", "settings"): lambda _rest, body: self.dashboard.set(**body),
             ("GET", "webhooks"): lambda _rest, _body: vars(core.delivery.faults) | {"urls": core.delivery.urls},
@@ -48,7 +48,7 @@ class Control:
             ("POST", "events"): self._event,
             ("POST", "keys"): lambda _rest, body: self._keys(body),
             ("POST", "webhook_endpoints"): self._endpoint,
-            ("POST", "reset"): lambda _rest, _body: core.reset() or {},  # type: ignore[func-returns-value]
+            ("POST", "reset"): lambda _rest, _body: self._reset(),
             ("GET", "audit"): lambda _rest, _body: audit(core.world),
         }
 
@@ -136,6 +136,14 @@ class Control:
             "in_flight_max": log.in_flight_max,
             "data": log.described(int(body.get("limit", 100))),
         }
+
+    def _clear_requests(self) -> Body:
+        self.core.log.clear()
+        return {}
+
+    def _reset(self) -> Body:
+        self.core.reset()
+        return {}
 
     # Outside the API
 

@@ -48,6 +48,8 @@ class Dashboard:
             "metadata": metadata or {},
         }
         with self._core.world.transaction() as world:
+            if id is not None and world.account(id) is not None:
+                raise ValueError(f"there is an account {id!r} already")
             account = accounts.create(world, params)
             if may_go_negative is not None:
                 accounts.flag(world, account["id"], may_go_negative=may_go_negative)

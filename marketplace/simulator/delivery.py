@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from .world import World
 RETRY_GAPS = (10, 60, 300, 1800, 7200, 18_000, 36_000, 43_200, 43_200, 43_200, 43_200)
 """Seconds of the simulator's clock: first retries soon, about three days in all."""
 IN_FLIGHT_MAX = 16
+SENT_MAX = 10_000
 TIMEOUT_SECONDS = 10
 
 
@@ -71,7 +73,7 @@ class Delivery:
         self, *, seed: int | str, urls: tuple[str, ...], secrets: tuple[str, ...], faults: WebhookFaults
     ) -> None:
         self.urls, self.secrets, self.faults = urls, secrets, faults
-        self.sent: list[Sent] = []
+        self.sent: deque[Sent] = deque(maxlen=SENT_MAX)
         self.quiet = threading.Condition()
         self.running = 0
         self._random = random.Random(f"webhooks {seed}")  # noqa: S311

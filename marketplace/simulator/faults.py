@@ -43,7 +43,7 @@ class Rule:
     """An id in the path."""
     account: str | None = None
     """The Stripe-Account header, a `destination`, or the destination of the transfer in the path."""
-    nth: tuple[int, ...] | None = None
+    nth: int | tuple[int, ...] | None = None
     """The first matching call is 1."""
     times: int | None = None
     probability: float = 1.0
@@ -79,8 +79,6 @@ class Rule:
                 )
             self.endpoint = path
             self.method = method or self.method
-        if self.nth is not None:
-            self.nth = (self.nth,) if isinstance(self.nth, int) else tuple(self.nth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,10 @@ class Verdict:
 
     seconds: float = 0.0
     rule: Rule | None = None
+
+
+def _several(nth: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (nth,) if isinstance(nth, int) else nth
 
 
 @cache
@@ -170,7 +172,7 @@ class Plan:
         if rule.probability < 1 and self._random.random() >= rule.probability:
             return False
         rule.matched += 1
-        if rule.nth is not None and rule.matched not in rule.nth:
+        if rule.nth is not None and rule.matched not in _several(rule.nth):
             return False
         if rule.times is not None and rule.fired >= rule.times:
             return False

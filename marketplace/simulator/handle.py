@@ -123,7 +123,7 @@ class StripeSimulator(Dashboard):
 
     @property
     def webhooks_sent(self) -> list[Sent]:
-        return self.core.delivery.sent
+        return list(self.core.delivery.sent)
 
     @property
     def webhook_faults(self) -> WebhookFaults:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .core import Core
 
 logger = logging.getLogger(__name__)
+HTTP_OK = 200
 KEY_MAX = 255
 KEY_PREFIXES = ("sk_test_", "sk_live_", "rk_")
 
@@ -237,8 +240,8 @@ class Server:
             raise errors.invalid(f"Idempotency-Key must be at most {KEY_MAX} characters; yours has {len(key)}.")
         with world.lock:
             saved = world.keys.lookup(call.owner, key, path=call.path, form=call.form)
+            params = {} if saved is not None else calls.check(call)
             if saved is None:
-                params = calls.check(call)
                 world.keys.begin(call.owner, key, path=call.path, form=call.form)
         if saved is not None:
             if verdict.seconds:
@@ -336,10 +339,11 @@ class Server:
         if answer.ran:
             headers["Stripe-Should-Retry"] = "false"
         body = answer.body.encode()
-        if action in {"unavailable", "unreadable"} and (rule is not None and (rule.html or action == "unreadable")):
-            status = answer.status if action == "unavailable" else 200
-            return web.Response(status=status, text=f"<html><body>{status}</body></html>", content_type="text/html")
-        if action == "not_utf8":
+        html = rule is not None and rule.html and action == "unavailable"
+        if html or (action == "unreadable" and answer.status == HTTP_OK):
+            text = f"<html><body>{answer.status}</body></html>"
+            return web.Response(status=answer.status, text=text, content_type="text/html")
+        if action == "not_utf8" and answer.status == HTTP_OK:
             body = body[:-1] + b'\xff\xfe"}'
         if action == "truncated" and request.transport is not None:
             return self._truncate(request, answer.status, headers, body)
@@ -362,7 +366,11 @@ class Server:
 
 
 def _api_key(request: web.BaseRequest) -> str | None:
+    """From a bearer token, or from the user name of basic authentication as `curl -u` sends it."""
     scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(key).decode().partition(":")[0]
     return key.strip() if scheme.lower() == "bearer" else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import requests
 import stripe
 
 from marketplace.simulator import StripeSimulator
@@ -237,3 +238,14 @@ def test_a_declined_card_is_a_card_error_and_leaves_a_failed_charge(
     assert (caught.value.http_status, caught.value.code) == (402, "card_declined")
     assert [event["type"] for event in sim.events()][-1] == "payment_intent.payment_failed"
     assert sim.balance() == (0, 0)
+
+
+def test_curls_basic_authentication_is_a_key_too(sim: StripeSimulator) -> None:
+    assert requests.get(f"{sim.url}/v1/balance", auth=(KEY, ""), timeout=10).status_code == 200
+    assert requests.get(f"{sim.url}/v1/balance", timeout=10).status_code == 401
+
+
+def test_an_unreadable_answer_spoils_only_what_succeeded(client: stripe.StripeClient, sim: StripeSimulator) -> None:
+    sim.faults.add("unreadable")
+    with pytest.raises(stripe.InvalidRequestError):
+        client.v1.transfers.retrieve("tr_none")

@@ -42,6 +42,7 @@ def test_a_rule_strikes_what_it_names(condition: dict[str, Any], hit: Call, miss
 def test_nth_and_times_count_the_matching_calls_only() -> None:
     plan = Plan(1)
     plan.add("drop_before", endpoint=REVERSALS, nth=(2, 4))
+    plan.add("drop_after", endpoint=REVERSALS, nth=99)
     other = call(endpoint="POST /v1/transfers")
     assert fired(plan, call(), other, call(), call(), call()) == [False, False, True, False, True]
     plan.clear()
