@@ -295,7 +295,7 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
         currency=_text(body["currency"]),
         status=_text(body["status"]),
         operation_id=_metadata(body).get(OPERATION_ID, ""),
-        failure_reason=body.get("failure_reason") or "",
+        failure_reason=str(body.get("failure_reason") or ""),
         seen_at=seen_at or _time(body["created"]),
     )
 

@@ -34,13 +34,13 @@ class Lifecycle(models.Model):
         reason: str,
         actor: str,
         attempt: int | None = None,
-        lease_token: UUID | None = None,
+        held_by: UUID | None = None,
         **fields: Any,
     ) -> None:
         """Move the row from the status read earlier to ``to``, writing ``fields`` with it; the only way to do so.
 
-        One conditional UPDATE names the row, the status read earlier and, where given, the lease: the row count is the
-        lock. The database's trigger writes the history with ``actor``, ``reason`` and ``attempt``. On success this
+        One conditional UPDATE names the row, the status read earlier and, where given, the lease's token in ``held_by``:
+        the row count is the lock. The database's trigger writes the history with ``actor``, ``reason`` and ``attempt``. On success this
         instance carries the new values.
 
         Raises:
@@ -50,7 +50,7 @@ class Lifecycle(models.Model):
         """
         if to not in self.TRANSITIONS[type(to)(self.status)]:
             raise IllegalTransition(f"{self._meta.verbose_name} {self.pk} cannot go from {self.status} to {to}")
-        self.change(reason=reason, actor=actor, attempt=attempt, lease_token=lease_token, status=to.value, **fields)
+        self.change(reason=reason, actor=actor, attempt=attempt, held_by=held_by, status=to.value, **fields)
 
     def change(
         self,
@@ -58,7 +58,7 @@ class Lifecycle(models.Model):
         reason: str,
         actor: str,
         attempt: int | None = None,
-        lease_token: UUID | None = None,
+        held_by: UUID | None = None,
         **fields: Any,
     ) -> None:
         """Write ``fields`` under the same lock as ``transition()``, the status staying as it is.
@@ -69,8 +69,8 @@ class Lifecycle(models.Model):
         """
         held: Any = type(self)._default_manager.all()
         held = held.filter(pk=self.pk, status=self.status)
-        if lease_token is not None:
-            held = held.filter(lease_token=lease_token)
+        if held_by is not None:
+            held = held.filter(lease_token=held_by)
         with pghistory.context(actor=actor, reason=reason, attempt=attempt):
             changed = held.update(updated_at=Now(), **fields)
         if changed != 1:

@@ -45,7 +45,7 @@ CODES: Mapping[type[Any], str] = {
 }
 
 
-def in_(delay: timedelta) -> ExpressionWrapper[Any]:
+def in_(delay: timedelta) -> "ExpressionWrapper[Any]":
     """That far from now, by the database's clock."""
     return ExpressionWrapper(Now() + Value(delay), output_field=DateTimeField())
 

@@ -180,7 +180,7 @@ def begin_generation(claimed: Refund) -> Refund:
         refund.change(
             actor="refund worker",
             reason="not found at Stripe",
-            lease_token=claimed.lease_token,
+            held_by=claimed.lease_token,
             key_generation=refund.key_generation + 1,
             first_attempted_at=Now(),
             look_first=False,

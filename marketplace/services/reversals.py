@@ -79,8 +79,8 @@ def owe(
 ) -> None:
     """Take ``amount`` (minor units, at most what is left) back from the seller, by the way its state asks for.
 
-    Not sent yet: the transfer is canceled or made smaller, for who was never paid owes nothing. In flight, or of unknown
-    outcome: the debt is written down, and settled once the sending is. With the seller: a reversal is due at once.
+    Not sent yet: the transfer is canceled or made smaller, for who was never paid owes nothing. In flight, or of
+    unknown outcome: the debt is written down, and settled once the sending is. With the seller: due at once.
     Runs inside the caller's transaction, which holds the lock on ``transfer``.
     """
     match TransferStatus(transfer.status):

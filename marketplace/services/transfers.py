@@ -71,7 +71,7 @@ def begin_generation(claimed: SellerTransfer) -> SellerTransfer:
         transfer.change(
             actor="transfer worker",
             reason="not found at Stripe",
-            lease_token=claimed.lease_token,
+            held_by=claimed.lease_token,
             key_generation=transfer.key_generation + 1,
             first_attempted_at=Now(),
             look_first=False,

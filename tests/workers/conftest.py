@@ -1,0 +1,56 @@
+"""A reversal owed at a Stripe that is really there, and the worker that runs once."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from marketplace.models import SellerTransfer
+from marketplace.workers import reversal, transfer_retry
+from tests.factories import SellerFactory, SellerTransferFactory
+
+REVERSE = "POST /v1/transfers/{id}/reversals"
+CREATE = "POST /v1/transfers"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(settings: Any) -> None:
+    """Tests run inside a transaction, which threads of a pool would not see: see ``run_reversals``."""
+    settings.REVERSAL_BACKOFF_BASE = timedelta(minutes=1)
+    settings.REVERSAL_BACKOFF_MAX = timedelta(hours=1)
+
+
+def drain(queue: Any) -> int:
+    """What the worker's loop does with everything that is due, in this thread."""
+    done = 0
+    while claimed := queue.claim(batch_size=10, lease=timedelta(minutes=5)):
+        for row in claimed:
+            queue.perform(row)
+            done += 1
+    return done
+
+
+@pytest.fixture
+def run_reversals(db: None, gateway: Any) -> Callable[[], int]:
+    return lambda: drain(reversal.ReversalQueue(gateway))
+
+
+@pytest.fixture
+def run_transfers(db: None, gateway: Any) -> Callable[[], int]:
+    return lambda: drain(transfer_retry.TransferQueue(gateway))
+
+
+@pytest.fixture
+def at_stripe(db: None, simulator: Any) -> Callable[..., SellerTransfer]:
+    """A row in the given state whose transfer exists at Stripe."""
+
+    def make(amount: int = 5000, **traits: Any) -> SellerTransfer:
+        account = simulator.create_account()
+        transfer = simulator.create_transfer(amount, account["id"])
+        seller = SellerFactory(stripe_account_id=account["id"])
+        traits = traits or {"reversal_pending": True}
+        row = SellerTransferFactory(seller=seller, amount=amount, stripe_transfer_id=transfer["id"], **traits)
+        return SellerTransfer.objects.get(pk=row.pk)
+
+    return make
