@@ -22,10 +22,10 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2rem 0 .5r
 .dim { color: var(--dim); } .good { color: var(--good); } .bad { color: var(--bad); }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; } th, td { padding: .45rem .75rem; text-align: left;
-  border-bottom: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
-th { background: var(--card); font-weight: 600; } tr:last-child td { border-bottom: 0; }
+  border-top: 1px solid var(--line); vertical-align: top; white-space: nowrap; }
+th { background: var(--card); font-weight: 600; border-top: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-tr.part td { color: var(--dim); border-bottom: 0; }
+tr.part td { color: var(--dim); border-top: 0; }
 tr.part td:first-child { padding-left: 2rem; }
 code { font: .86em ui-monospace, monospace; white-space: normal; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: 1rem; }

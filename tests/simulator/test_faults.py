@@ -174,3 +174,44 @@ def test_no_second_sees_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
             allowed.append(now[0])
     assert len(allowed) >= 50
     assert all(sum(1 for other in allowed if at <= other < at + 1) <= 5 for at in allowed)
+
+
+def test_a_sender_who_keeps_its_keys_reverses_once_through_everything(
+    client: stripe.StripeClient, sim: StripeSimulator, seller: str
+) -> None:
+    sim.faults.add("latency", seconds=0.001, jitter=0.005)
+    for action in (
+        "drop_before",
+        "drop_after",
+        "truncated",
+        "unreadable",
+        "unavailable",
+        "lock_timeout",
+        "rate_limited",
+    ):
+        sim.faults.add(action, endpoint=REVERSALS, probability=0.08)
+    transfers = [sim.create_transfer(100, seller)["id"] for _ in range(48)]
+    kept: list[str] = []
+
+    def send(mine: list[str]) -> None:
+        for transfer in mine:
+            for _ in range(100):
+                try:
+                    made = client.v1.transfers.reversals.create(
+                        transfer, {"amount": 40, "metadata": {"op_id": transfer}}, {"idempotency_key": transfer}
+                    )
+                except stripe.StripeError:
+                    continue
+                kept.append(made.id)
+                break
+
+    threads = [threading.Thread(target=send, args=(transfers[n::6] * 2,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = sim.audit()
+    assert found["problems"] == found["suspicious"] == []
+    assert [each["amount_reversed"] for each in found["transfers"]] == [40] * 48
+    assert len(kept) == 96
+    assert set(kept) == {sim.reversals_of(each)[0]["id"] for each in transfers}
