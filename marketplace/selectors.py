@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.contrib.auth.models import User
-from django.db.models import Count, F, Min, Model, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import Count, Min, Model, Sum
 
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
 from marketplace.states import EventStatus, RefundStatus, TransferStatus
@@ -46,22 +45,18 @@ QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
 
 
 def tallies(model: type[Model]) -> list[Tally]:
-    back = MONEY[model]
-    rows = (
-        model._default_manager.order_by()
-        .values("status", "currency")
-        .annotate(
-            count=Count("id"), total=Sum("amount"), total_back=Coalesce(Sum(back), 0) if back else Sum(F("id") * 0)
-        )
-        .order_by("status", "currency")
-    )
+    sums = {"total": Sum("amount")}
+    if back := MONEY[model]:
+        sums["total_back"] = Sum(back)
+    grouped = model._default_manager.order_by().values("status", "currency")
+    rows = grouped.annotate(count=Count("id"), **sums).order_by("status", "currency")
     return [
         Tally(
             status=row["status"],
             currency=row["currency"],
             count=row["count"],
-            amount=int(row["total"]),
-            amount_back=int(row["total_back"]),
+            amount=row["total"],
+            amount_back=row.get("total_back", 0),
         )
         for row in rows
     ]

@@ -188,21 +188,37 @@ REST_FRAMEWORK = {
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_PARSER_CLASSES": ["marketplace.api.fields.StrictJSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "marketplace.api.schema.Schema",
+    "DEFAULT_FILTER_BACKENDS": ["marketplace.api.filters.KnownParametersOnly"],
+    "DEFAULT_PAGINATION_CLASS": "marketplace.api.pagination.KeysetPagination",
+    "EXCEPTION_HANDLER": "marketplace.api.problems.handle",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 
 SPECTACULAR_SETTINGS = {
     "TITLE": "Veza marketplace",
-    "DESCRIPTION": "Refunds, and the reversals that bring the sellers' money back.",
+    "DESCRIPTION": "Refunds, and the reversals that bring the sellers' money back.\n\n"
+    "Amounts are whole numbers in the minor unit of the currency beside them: 1250 with eur is 12.50 EUR, 1250 with"
+    " jpy is 1250 JPY. Every error is a problem of RFC 9457 (`application/problem+json`).\n\n"
+    "Staff see what Django's permissions allow them; buyers see their own orders and refunds, sellers their own"
+    " transfers and reversals. What one may not see does not exist for one: 404.",
     "VERSION": "1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    # Swagger UI would ask a host on the internet to check the document.
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
     "REDOC_DIST": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": "/api",
+    "ENUM_NAME_OVERRIDES": {
+        "TransferStatus": "marketplace.states.TransferStatus",
+        "ReversalStatus": "marketplace.states.ReversalStatus",
+        "RefundStatus": "marketplace.states.RefundStatus",
+        "OrderStatus": "marketplace.states.OrderStatus",
+        "EventStatus": "marketplace.states.EventStatus",
+    },
 }
 
 # --- Logs -------------------------------------------------------------------------------------------------------------

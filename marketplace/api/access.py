@@ -1,0 +1,62 @@
+"""Who may see which rows. Staff are judged by Django's permissions alone; everyone else sees what is theirs.
+
+A row that one may not see does not exist for one: 404. A thing that one may not do: 403.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from django.contrib.auth.models import AnonymousUser, User
+from django.db.models import Model, Q, QuerySet
+from rest_framework.exceptions import PermissionDenied
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal
+
+M = TypeVar("M", bound=Model)
+
+OWN: Mapping[type[Model], Callable[[User], Q]] = {
+    Order: lambda user: Q(buyer=user),
+    Refund: lambda user: Q(order__buyer=user),
+    Seller: lambda user: Q(user=user),
+    Product: lambda user: Q(seller__user=user),
+    SellerTransfer: lambda user: Q(seller__user=user),
+    TransferReversal: lambda user: Q(transfer__seller__user=user),
+}
+
+
+def permission(action: str, model: type[Model]) -> str:
+    return f"{model._meta.app_label}.{action}_{model._meta.model_name}"
+
+
+def visible(rows: QuerySet[M, M], user: User | AnonymousUser) -> QuerySet[M, M]:
+    """Those of ``rows`` that ``user`` may see.
+
+    Raises:
+        PermissionDenied: staff without the permission to view these, or a model of which nobody has rows of their own.
+
+    """
+    model = rows.model
+    if user.is_staff:
+        demand(user, permission("view", model))
+        return rows
+    if not user.is_authenticated or model not in OWN:
+        raise PermissionDenied(f"Only staff may see {model._meta.verbose_name_plural}.")
+    return rows.filter(OWN[model](user))
+
+
+def demand(user: User | AnonymousUser, *names: str) -> None:
+    """Raises ``PermissionDenied`` naming the permissions that ``user`` lacks."""
+    missing = [name for name in names if not user.has_perm(name)]
+    if missing:
+        raise PermissionDenied(f"This needs the permission {', '.join(missing)}.")
+
+
+class IsStaff(BasePermission):
+    message = "Only staff may see this."
+
+    def has_permission(self, request: Request, _view: APIView) -> bool:
+        user: Any = request.user
+        return bool(user and user.is_authenticated and user.is_staff)

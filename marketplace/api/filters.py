@@ -1,0 +1,205 @@
+"""Filters of the lists. A parameter that is not known, or whose value cannot be, is refused by name."""
+
+from typing import Any
+
+import django_filters  # type: ignore[import-untyped]  # the package ships no types
+from django import forms
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django_filters.rest_framework import (  # type: ignore[import-untyped]
+    DjangoFilterBackend,
+    FilterSet,
+)
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from marketplace.api.problems import Malformed
+from marketplace.models import (
+    Order,
+    OrderItem,
+    Product,
+    Refund,
+    Seller,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+)
+from marketplace.money import LARGEST_AMOUNT
+from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+
+# Of the pagination, which reads them itself.
+OTHER_PARAMETERS = frozenset({"cursor", "page_size", "ordering", "format"})
+
+
+class KnownParametersOnly(DjangoFilterBackend):  # type: ignore[misc]
+    """A misspelt ``status`` must not answer with every row there is."""
+
+    def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: APIView) -> QuerySet[Any]:
+        filterset_class = self.get_filterset_class(view, queryset)
+        known = {*OTHER_PARAMETERS, *(filterset_class.base_filters if filterset_class else ())}
+        for name in request.query_params:
+            if name not in known:
+                raise Malformed(name[:60], f"unknown parameter: expected one of {', '.join(sorted(known))}")
+        filtered: QuerySet[Any] = super().filter_queryset(request, queryset, view)
+        return filtered
+
+
+class _Id(forms.IntegerField):
+    default_error_messages = {"invalid": "expected a whole number"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, min_value=1, max_value=LARGEST_AMOUNT, **kwargs)
+
+
+@extend_schema_field(OpenApiTypes.INT64)
+class IdFilter(django_filters.NumberFilter):  # type: ignore[misc]
+    field_class = _Id
+
+    def get_max_validator(self) -> None:
+        """The field has its own limits."""
+
+
+def one_of(choices: Any, **kwargs: Any) -> django_filters.MultipleChoiceFilter:
+    """Any of several: ``?status=failed&status=pending``."""
+    message = f"%(value)s is not known: expected one of {', '.join(choices.values)}"
+    return django_filters.MultipleChoiceFilter(
+        choices=choices.choices, error_messages={"invalid_choice": message}, **kwargs
+    )
+
+
+class _Currency(django_filters.CharFilter):  # type: ignore[misc]
+    field_class = forms.RegexField
+
+
+def currency() -> django_filters.CharFilter:
+    message = "expected three lower-case letters, such as eur"
+    return _Currency(regex=r"^[a-z]{3}$", error_messages={"invalid": message})
+
+
+def moment(lookup: str, field_name: str = "created_at") -> django_filters.IsoDateTimeFilter:
+    message = "expected a time such as 2026-11-01T12:00:00Z"
+    return django_filters.IsoDateTimeFilter(
+        field_name=field_name, lookup_expr=lookup, error_messages={"invalid": message}
+    )
+
+
+class Searching(FilterSet):  # type: ignore[misc]
+    """``search`` finds whole ids, ours and Stripe's, by the indexes on them; names are found by their parts."""
+
+    search = django_filters.CharFilter(
+        method="find", max_length=255, label="An id, ours or Stripe's; or a part of a name."
+    )
+    search_ids: tuple[str, ...] = ()
+    search_names: tuple[str, ...] = ()
+
+    def find(self, rows: QuerySet[Any], _name: str, value: str) -> QuerySet[Any]:
+        found = self.matching(value)
+        if value.isascii() and value.isdigit() and int(value) <= LARGEST_AMOUNT:
+            found |= Q(pk=int(value))
+        return rows.filter(found)
+
+    def matching(self, value: str) -> Q:
+        found = Q()
+        for name in self.search_ids:
+            found |= Q((name, value))
+        for name in self.search_names:
+            found |= Q((f"{name}__icontains", value))
+        return found
+
+
+class Created(FilterSet):  # type: ignore[misc]
+    created_after = moment("gte")
+    created_before = moment("lt")
+
+
+class OrderFilter(Searching, Created):
+    status = one_of(OrderStatus)
+    currency = currency()
+    buyer = IdFilter(field_name="buyer_id")
+    seller = IdFilter(method="sold_by")
+    search_ids = ("stripe_payment_intent_id", "stripe_charge_id")
+
+    class Meta:
+        model = Order
+        fields: tuple[str, ...] = ()
+
+    def sold_by(self, rows: QuerySet[Order], _name: str, value: int) -> QuerySet[Order]:
+        return rows.filter(Exists(OrderItem.objects.filter(order=OuterRef("pk"), seller_id=int(value))))
+
+
+class RefundFilter(Searching, Created):
+    status = one_of(RefundStatus)
+    currency = currency()
+    order = IdFilter(field_name="order_id")
+    search_ids = ("stripe_refund_id",)
+
+    class Meta:
+        model = Refund
+        fields: tuple[str, ...] = ()
+
+
+class TransferFilter(Searching, Created):
+    status = one_of(TransferStatus)
+    currency = currency()
+    order = IdFilter(field_name="order_id")
+    seller = IdFilter(field_name="seller_id")
+    failed_leg = one_of(SellerTransfer.Leg)
+    search_ids = ("stripe_transfer_id",)
+
+    class Meta:
+        model = SellerTransfer
+        fields: tuple[str, ...] = ()
+
+    def matching(self, value: str) -> Q:
+        reversals = TransferReversal.objects.filter(transfer=OuterRef("pk"), stripe_reversal_id=value)
+        return super().matching(value) | Q(Exists(reversals))
+
+
+class ReversalFilter(Searching, Created):
+    status = one_of(ReversalStatus)
+    currency = currency()
+    cause = one_of(TransferReversal.Cause)
+    transfer = IdFilter(field_name="transfer_id")
+    refund = IdFilter(field_name="refund_id")
+    order = IdFilter(field_name="transfer__order_id")
+    seller = IdFilter(field_name="transfer__seller_id")
+    search_ids = ("stripe_reversal_id",)
+
+    class Meta:
+        model = TransferReversal
+        fields: tuple[str, ...] = ()
+
+
+class SellerFilter(Searching, Created):
+    transfers_capability = one_of(Seller.Capability)
+    search_ids = ("stripe_account_id",)
+    search_names = ("name",)
+
+    class Meta:
+        model = Seller
+        fields: tuple[str, ...] = ()
+
+
+class ProductFilter(Searching, Created):
+    seller = IdFilter(field_name="seller_id")
+    currency = currency()
+    active = django_filters.BooleanFilter()
+    search_names = ("name",)
+
+    class Meta:
+        model = Product
+        fields: tuple[str, ...] = ()
+
+
+class WebhookEventFilter(Searching):
+    status = one_of(EventStatus)
+    type = django_filters.CharFilter(max_length=255)
+    account = django_filters.CharFilter(field_name="stripe_account_id", max_length=255)
+    received_after = moment("gte", "received_at")
+    received_before = moment("lt", "received_at")
+    search_ids = ("stripe_event_id",)
+
+    class Meta:
+        model = WebhookEvent
+        fields: tuple[str, ...] = ()

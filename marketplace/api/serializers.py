@@ -1,0 +1,306 @@
+"""What the API shows of each row, and the bodies it takes. Amounts are whole minor units next to their currency."""
+
+from typing import Any, ClassVar
+
+from django.db.models import Model
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from marketplace.api.fields import AmountField, StrictSerializer, TextField
+from marketplace.models import (
+    Order,
+    OrderItem,
+    Product,
+    Refund,
+    Seller,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+)
+
+WORK = [
+    "retry_count",
+    "next_retry_at",
+    "last_error_code",
+    "last_error_message",
+    "last_error_request_id",
+    "last_error_at",
+]
+
+
+class Shown(serializers.ModelSerializer[Any]):
+    """Read-only. The fields of ``staff_only`` are left out for buyers and sellers: how we work is not theirs to see."""
+
+    staff_only: ClassVar[tuple[str, ...]] = ()
+
+    def get_fields(self) -> dict[str, Any]:
+        fields = super().get_fields()
+        for field in fields.values():
+            field.read_only = True
+        request = self.context.get("request")
+        if request is not None and not request.user.is_staff and not getattr(request, "is_schema", False):
+            for name in self.staff_only:
+                fields.pop(name, None)
+        return fields
+
+
+class HistorySerializer(serializers.Serializer[Any]):
+    """One entry of a row's history, as the database's triggers wrote it."""
+
+    at = serializers.DateTimeField(source="pgh_created_at")
+    event = serializers.ChoiceField(
+        source="pgh_label",
+        choices=["created", "status", "attempt"],
+        help_text="`attempt` is a failed attempt that left the status as it was.",
+    )
+    status = serializers.CharField()
+    actor = serializers.SerializerMethodField()
+    reason = serializers.SerializerMethodField()
+    attempt = serializers.SerializerMethodField()
+    error_code = serializers.CharField(source="last_error_code", default="")
+    error_message = serializers.CharField(source="last_error_message", default="")
+
+    def get_actor(self, entry: Any) -> str:
+        return str((entry.pgh_context or {}).get("actor") or "")
+
+    def get_reason(self, entry: Any) -> str:
+        return str((entry.pgh_context or {}).get("reason") or "")
+
+    def get_attempt(self, entry: Any) -> int | None:
+        attempt: int | None = (entry.pgh_context or {}).get("attempt")
+        return attempt
+
+
+# --- Sellers, products, orders ------------------------------------------------------------------------------
+
+
+class SellerSerializer(Shown):
+    class Meta:
+        model = Seller
+        fields = (
+            "id",
+            "name",
+            "stripe_account_id",
+            "transfers_capability",
+            "payouts_enabled",
+            "deauthorized_at",
+            "created_at",
+        )
+
+
+class ProductSerializer(Shown):
+    class Meta:
+        model = Product
+        fields = ("id", "seller", "name", "unit_amount", "currency", "active", "created_at")
+
+
+class OrderItemSerializer(Shown):
+    product_name = serializers.CharField(source="product.name")
+    seller_name = serializers.CharField(source="seller.name")
+
+    class Meta:
+        model = OrderItem
+        fields = ("id", "product", "product_name", "seller", "seller_name", "quantity", "unit_amount", "amount")
+
+
+class OrderSerializer(Shown):
+    staff_only = ("commission_basis_points", "stripe_payment_intent_id", "stripe_charge_id")
+
+    class Meta:
+        model = Order
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "buyer",
+            "amount",
+            "amount_refunded",
+            "currency",
+            "paid_at",
+            "created_at",
+            "updated_at",
+            "commission_basis_points",
+            "stripe_payment_intent_id",
+            "stripe_charge_id",
+        )
+
+
+class OrderDetailSerializer(OrderSerializer):
+    items = OrderItemSerializer(many=True)
+
+    class Meta(OrderSerializer.Meta):
+        fields = (*OrderSerializer.Meta.fields, "items")
+
+
+# --- Refunds, transfers, reversals --------------------------------------------------------------------------
+
+
+class RefundSerializer(Shown):
+    staff_only = ("requested_by", "request_key", "stripe_refund_id", *WORK)
+
+    class Meta:
+        model = Refund
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "order",
+            "amount",
+            "currency",
+            "reason",
+            "succeeded_at",
+            "created_at",
+            "updated_at",
+            "requested_by",
+            "request_key",
+            "stripe_refund_id",
+            *WORK,
+        )
+
+
+class ReversalSerializer(Shown):
+    staff_only = ("refund", "stripe_status", "waiting_for_funds_since")
+
+    class Meta:
+        model = TransferReversal
+        fields = (
+            "id",
+            "status",
+            "transfer",
+            "cause",
+            "amount",
+            "currency",
+            "stripe_reversal_id",
+            "created_at",
+            "updated_at",
+            "refund",
+            "stripe_status",
+            "waiting_for_funds_since",
+        )
+
+
+class TransferSerializer(Shown):
+    staff_only = ("failed_leg", *WORK)
+
+    class Meta:
+        model = SellerTransfer
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "order",
+            "seller",
+            "amount",
+            "amount_reversed",
+            "amount_kept_back",
+            "currency",
+            "stripe_transfer_id",
+            "stripe_reversal_id",
+            "created_at",
+            "updated_at",
+            "failed_leg",
+            *WORK,
+        )
+
+
+class TransferDetailSerializer(TransferSerializer):
+    staff_only = (*TransferSerializer.staff_only, "history")
+    reversals = ReversalSerializer(many=True)
+    history = serializers.SerializerMethodField(help_text="The newest entries first, at most a hundred.")
+
+    class Meta(TransferSerializer.Meta):
+        fields = (*TransferSerializer.Meta.fields, "reversals", "history")
+
+    @extend_schema_field(HistorySerializer(many=True))
+    def get_history(self, transfer: SellerTransfer) -> Any:
+        return history(transfer)
+
+
+class RefundDetailSerializer(RefundSerializer):
+    staff_only = (*RefundSerializer.staff_only, "history")
+    history = serializers.SerializerMethodField(help_text="The newest entries first, at most a hundred.")
+
+    class Meta(RefundSerializer.Meta):
+        fields = (*RefundSerializer.Meta.fields, "history")
+
+    @extend_schema_field(HistorySerializer(many=True))
+    def get_history(self, refund: Refund) -> Any:
+        return history(refund)
+
+
+def history(row: Model) -> Any:
+    entries: Any = row.history  # type: ignore[attr-defined]  # pghistory adds it
+    return HistorySerializer(entries.order_by("-pgh_id")[:100], many=True).data
+
+
+# --- Webhook events -----------------------------------------------------------------------------------------
+
+
+class WebhookEventSerializer(Shown):
+    class Meta:
+        model = WebhookEvent
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "stripe_event_id",
+            "type",
+            "stripe_account_id",
+            "livemode",
+            "api_version",
+            "stripe_created_at",
+            "received_at",
+            "outcome",
+            *WORK,
+        )
+
+
+class WebhookEventDetailSerializer(WebhookEventSerializer):
+    payload = serializers.DictField(help_text="The event as Stripe signed it. It may hold personal data.")
+
+    class Meta(WebhookEventSerializer.Meta):
+        fields = (*WebhookEventSerializer.Meta.fields, "payload")
+
+
+# --- Statistics ---------------------------------------------------------------------------------------------
+
+
+class TallySerializer(serializers.Serializer[Any]):
+    status = serializers.CharField()
+    currency = serializers.CharField()
+    count = serializers.IntegerField()
+    amount = serializers.IntegerField()
+    amount_back = serializers.IntegerField(help_text="Refunded of orders, reversed of transfers.")
+
+
+class OldestDueSerializer(serializers.Serializer[Any]):
+    """When the row that waits longest for a worker became, or becomes, due; null where none waits."""
+
+    sending = serializers.DateTimeField(allow_null=True)
+    reversing = serializers.DateTimeField(allow_null=True)
+    refunding = serializers.DateTimeField(allow_null=True)
+    events = serializers.DateTimeField(allow_null=True)
+
+
+class StatsSerializer(serializers.Serializer[Any]):
+    orders = TallySerializer(many=True)
+    transfers = TallySerializer(many=True)
+    refunds = TallySerializer(many=True)
+    reversals = TallySerializer(many=True)
+    webhook_events = serializers.DictField(child=serializers.IntegerField(), help_text="How many by status.")
+    oldest_due = OldestDueSerializer()
+
+
+# --- Bodies -------------------------------------------------------------------------------------------------
+
+
+class RefundRequestSerializer(StrictSerializer):
+    amount = AmountField(required=False, help_text="In the currency's minor unit. Left out: all that is left.")
+    currency = TextField(required=False, min_length=3, max_length=3, help_text="The order's own currency, as a check.")
+    reason = TextField(required=False, allow_blank=True, max_length=500, default="")
+
+    def validate_currency(self, currency: str) -> str:
+        expected = self.context["order"].currency
+        if currency != expected:
+            raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the order's currency")
+        return currency
+
+
+class RetryRequestSerializer(StrictSerializer):
+    reason = TextField(max_length=500, help_text="Why; it stays in the transfer's history.")

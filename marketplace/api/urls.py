@@ -1,0 +1,29 @@
+from django.urls import include, path, re_path
+from drf_spectacular.views import SpectacularAPIView
+from rest_framework.routers import SimpleRouter
+
+from marketplace.api import views
+
+app_name = "api"
+
+router = SimpleRouter(use_regex_path=False)
+router.register("orders", views.OrderViewSet, basename="order")
+router.register("transfers", views.TransferViewSet, basename="transfer")
+router.register("refunds", views.RefundViewSet, basename="refund")
+router.register("reversals", views.ReversalViewSet, basename="reversal")
+router.register("sellers", views.SellerViewSet, basename="seller")
+router.register("products", views.ProductViewSet, basename="product")
+router.register("webhook-events", views.WebhookEventViewSet, basename="webhook-event")
+
+urlpatterns = [
+    path("", include(router.urls)),
+    path(
+        "orders/<int:order_id>/refunds/",
+        views.OrderRefundViewSet.as_view({"get": "list", "post": "create"}),
+        name="order-refunds",
+    ),
+    path("stats/", views.StatsView.as_view(), name="stats"),
+    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("docs/", views.DocsView.as_view(url_name="api:schema"), name="docs"),
+    re_path("", views.NothingHereView.as_view(), name="nothing-here"),
+]

@@ -1,0 +1,311 @@
+"""The views: who asks, what they may see, which service they call. No rule about money lives here."""
+
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.contrib.auth.views import redirect_to_login
+from django.db.models import Model, QuerySet
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
+from drf_spectacular.views import SpectacularSwaggerView
+from rest_framework import status
+from rest_framework.decorators import action
+from rest_framework.exceptions import NotAuthenticated, NotFound
+from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from marketplace import selectors
+from marketplace.api import access, filters, serializers
+from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
+from marketplace.api.schema import IDEMPOTENCY_KEY, problem
+from marketplace.gateway import stripe_api
+from marketplace.models import (
+    Order,
+    Product,
+    Refund,
+    Seller,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+)
+from marketplace.services import refunds, transfers
+from marketplace.states import RefundStatus
+
+M = TypeVar("M", bound=Model)
+
+KEY_HEADER = "Idempotency-Key"
+LONGEST_KEY = 255
+
+
+class Bounded(APIView):
+    """Nothing that is sent to the API is large; the parsers would read whatever comes."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if not length.isdigit() or int(length) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+            raise BodyTooLarge(f"The body is larger than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
+
+
+class Rows(Bounded, ListModelMixin, GenericViewSet[M]):
+    """A list of the rows that the caller may see."""
+
+    ordering_fields: tuple[str, ...] = ("id", "created_at")
+    detail_serializer_class: type[serializers.Shown] | None = None
+
+    def get_queryset(self) -> QuerySet[M, M]:
+        rows = super().get_queryset()
+        return rows if getattr(self, "swagger_fake_view", False) else access.visible(rows, self.request.user)
+
+    def get_serializer_class(self) -> Any:
+        return (self.detail_serializer_class if self.detail else None) or super().get_serializer_class()
+
+
+class RowsAndDetails(RetrieveModelMixin, Rows[M]):
+    lookup_value_converter = "int"
+
+
+# --- Sellers and products -----------------------------------------------------------------------------------
+
+
+class SellerViewSet(RowsAndDetails[Seller]):
+    queryset = Seller.objects.all()
+    serializer_class = serializers.SellerSerializer
+    filterset_class = filters.SellerFilter
+
+
+class ProductViewSet(RowsAndDetails[Product]):
+    queryset = Product.objects.all()
+    serializer_class = serializers.ProductSerializer
+    filterset_class = filters.ProductFilter
+    ordering_fields = ("id", "created_at", "name", "unit_amount")
+
+
+# --- Orders and their refunds -------------------------------------------------------------------------------
+
+
+REFUND_EXAMPLES = [
+    OpenApiExample("All that is left", value={}, request_only=True),
+    OpenApiExample("A part", value={"amount": 1250, "currency": "eur", "reason": "one cup broken"}, request_only=True),
+]
+REFUND_PROBLEMS = {
+    (409, CONTENT_TYPE): problem(
+        "Not now, or the key was used for something else.",
+        (
+            "Same key, another request",
+            409,
+            "conflicting-facts",
+            "Idempotency-Key 'refund-17' was used before, with another request",
+        ),
+        ("Not paid", 409, "not-allowed-now", "order 12 is not paid, so there is nothing to refund"),
+    ),
+    (422, CONTENT_TYPE): problem(
+        "More than is left.",
+        ("Too much", 422, "too-much", "9000 is more than the 5000 eur left to refund on order 12"),
+    ),
+}
+
+
+class OrderViewSet(RowsAndDetails[Order]):
+    queryset = Order.objects.all()
+    serializer_class = serializers.OrderSerializer
+    detail_serializer_class = serializers.OrderDetailSerializer
+    filterset_class = filters.OrderFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+    def get_queryset(self) -> QuerySet[Order]:
+        rows = super().get_queryset()
+        return rows.prefetch_related("items__product", "items__seller") if self.action == "retrieve" else rows
+
+
+class OrderRefundViewSet(Rows[Refund]):
+    """The refunds of one order."""
+
+    queryset = Refund.objects.all()
+    serializer_class = serializers.RefundSerializer
+    filterset_class = filters.RefundFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+    def get_queryset(self) -> QuerySet[Refund, Refund]:
+        rows = super().get_queryset()
+        return rows if getattr(self, "swagger_fake_view", False) else rows.filter(order=self.get_order())
+
+    def get_order(self) -> Order:
+        return get_object_or_404(access.visible(Order.objects.all(), self.request.user), pk=self.kwargs["order_id"])
+
+    @extend_schema(
+        summary="Refund an order, wholly or in part",
+        description="Asks Stripe for the refund. When Stripe does not answer, a worker goes on with the same request"
+        " at Stripe, and the refund is made once. The sellers' money comes back after the refund has succeeded.",
+        parameters=[IDEMPOTENCY_KEY],
+        request=serializers.RefundRequestSerializer,
+        examples=REFUND_EXAMPLES,
+        responses={
+            200: OpenApiResponse(serializers.RefundSerializer, "The key was used before: the refund as it is now."),
+            201: OpenApiResponse(serializers.RefundSerializer, "Stripe answered; `status` says what."),
+            202: OpenApiResponse(serializers.RefundSerializer, "Written down; Stripe has not answered yet."),
+            **REFUND_PROBLEMS,
+        },
+    )
+    def create(self, request: Request, **_: Any) -> Response:
+        order = self.get_order()
+        access.demand(request.user, access.permission("add", Refund))
+        assert isinstance(request.user, User)
+        key = _idempotency_key(request)
+        body = serializers.RefundRequestSerializer(data=request.data, context={"order": order})
+        body.is_valid(raise_exception=True)
+        requested = refunds.request(
+            order_id=order.pk,
+            amount=body.validated_data.get("amount") or _amount_left(order, request.user, key),
+            currency=order.currency,
+            reason=body.validated_data["reason"],
+            requested_by=request.user,
+            request_key=key,
+        )
+        refund = requested.refund
+        code: int = status.HTTP_200_OK
+        if requested.is_new:
+            refund = refunds.send(refund, stripe_api.gateway())
+            is_waiting = refund.status == RefundStatus.REQUESTED
+            code = status.HTTP_202_ACCEPTED if is_waiting else status.HTTP_201_CREATED
+        shown = serializers.RefundSerializer(refund, context=self.get_serializer_context()).data
+        return Response(shown, status=code, headers={"Location": reverse("api:refund-detail", args=[refund.pk])})
+
+
+def _idempotency_key(request: Request) -> str:
+    key = request.headers.get(KEY_HEADER, "")
+    if not 1 <= len(key) <= LONGEST_KEY or not (key.isascii() and key.isprintable()):
+        given = "missing" if not key else f"{len(key)} characters"
+        raise Malformed(KEY_HEADER, f"{given}: expected this header with 1 to {LONGEST_KEY} printable ASCII characters")
+    return key
+
+
+def _amount_left(order: Order, user: User, key: str) -> int:
+    """Without an amount all that is left is meant; on a repeated request, what was left at the first."""
+    earlier = selectors.refund_by_request(requested_by=user, request_key=key)
+    # Nothing left becomes 1, which the service refuses as too much: it decides, under the order's lock.
+    return earlier.amount if earlier is not None else max(refunds.refundable(order), 1)
+
+
+# --- Refunds, transfers, reversals --------------------------------------------------------------------------
+
+
+class RefundViewSet(RowsAndDetails[Refund]):
+    queryset = Refund.objects.all()
+    serializer_class = serializers.RefundSerializer
+    detail_serializer_class = serializers.RefundDetailSerializer
+    filterset_class = filters.RefundFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+
+class ReversalViewSet(RowsAndDetails[TransferReversal]):
+    queryset = TransferReversal.objects.all()
+    serializer_class = serializers.ReversalSerializer
+    filterset_class = filters.ReversalFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+
+class TransferViewSet(RowsAndDetails[SellerTransfer]):
+    queryset = SellerTransfer.objects.all()
+    serializer_class = serializers.TransferSerializer
+    detail_serializer_class = serializers.TransferDetailSerializer
+    filterset_class = filters.TransferFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+    def get_queryset(self) -> QuerySet[SellerTransfer]:
+        rows = super().get_queryset()
+        return rows.prefetch_related("reversals") if self.detail else rows
+
+    @extend_schema(
+        summary="Resume a permanently failed transfer",
+        description="Makes the leg that failed due now, with a fresh budget of retries. Needs the permission"
+        " `marketplace.retry_sellertransfer`. Of two requests at once one is done and the other gets 409.",
+        request=serializers.RetryRequestSerializer,
+        examples=[
+            OpenApiExample("A reason", value={"reason": "the seller's account is open again"}, request_only=True)
+        ],
+        responses={
+            200: serializers.TransferDetailSerializer,
+            (409, CONTENT_TYPE): problem(
+                "The state does not allow it, or the transfer's Stripe id is missing.",
+                (
+                    "Not failed",
+                    409,
+                    "not-allowed-now",
+                    "transfer 7 is completed: only a permanently_failed one can be retried",
+                ),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: int) -> Response:
+        transfer = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, "marketplace.retry_sellertransfer")
+        body = serializers.RetryRequestSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        transfers.retry(
+            transfer_id=transfer.pk,
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+        )
+        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+
+
+# --- For staff ----------------------------------------------------------------------------------------------
+
+
+class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
+    # The payloads of a page of events would be megabytes.
+    queryset = WebhookEvent.objects.defer("payload")
+    serializer_class = serializers.WebhookEventSerializer
+    detail_serializer_class = serializers.WebhookEventDetailSerializer
+    filterset_class = filters.WebhookEventFilter
+    ordering_fields = ("id", "received_at")
+
+
+class StatsView(Bounded):
+    """Counts and money by status and currency, and what waits longest for a worker."""
+
+    permission_classes = [access.IsStaff]
+    models = (Order, SellerTransfer, Refund, TransferReversal, WebhookEvent)
+
+    @extend_schema(summary="Counts and money", responses=serializers.StatsSerializer)
+    def get(self, request: Request) -> Response:
+        access.demand(request.user, *(access.permission("view", model) for model in self.models))
+        found = {
+            "orders": selectors.tallies(Order),
+            "transfers": selectors.tallies(SellerTransfer),
+            "refunds": selectors.tallies(Refund),
+            "reversals": selectors.tallies(TransferReversal),
+            "webhook_events": selectors.events_by_status(),
+            "oldest_due": {queue: selectors.longest_due(queue) for queue in selectors.QUEUES},
+        }
+        return Response(serializers.StatsSerializer(found).data)
+
+
+# --- The rest -----------------------------------------------------------------------------------------------
+
+
+class DocsView(SpectacularSwaggerView):
+    """The API's documents for people: who is not signed in is sent to sign in."""
+
+    def handle_exception(self, exc: Exception) -> Any:
+        if isinstance(exc, NotAuthenticated):
+            return redirect_to_login(self.request.get_full_path())
+        return super().handle_exception(exc)
+
+
+class NothingHereView(APIView):
+    """Any other address under /api/, whatever the method."""
+
+    schema = None
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        hint = "" if request.path.endswith("/") else " Addresses end with a slash."
+        raise NotFound(f"There is nothing at {request.path}.{hint}")
