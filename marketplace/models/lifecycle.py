@@ -39,9 +39,9 @@ class Lifecycle(models.Model):
     ) -> None:
         """Move the row from the status read earlier to ``to``, writing ``fields`` with it; the only way to do so.
 
-        One conditional UPDATE names the row, the status read earlier and, where given, the lease's token in ``held_by``:
-        the row count is the lock. The database's trigger writes the history with ``actor``, ``reason`` and ``attempt``. On success this
-        instance carries the new values.
+        One conditional UPDATE names the row, the status read earlier and, where given, the lease's token in
+        ``held_by``: the row count is the lock. The database's trigger writes the history with ``actor``, ``reason`` and
+        ``attempt``. On success this instance carries the new values.
 
         Raises:
             IllegalTransition: the pair is not listed; no SQL was sent.

@@ -41,7 +41,7 @@ class Queue(Protocol):
         ...
 
     def perform(self, claimed: Any) -> None:
-        """Do one piece of work and settle it; ``StripeDenied`` stops the worker, ``StaleTransition`` is a late settle."""
+        """Do one piece of work and settle it. ``StripeDenied`` stops the worker; ``StaleTransition``: a late settle."""
         ...
 
     def settle_unexpected(self, claimed: Any, exception: Exception) -> None:

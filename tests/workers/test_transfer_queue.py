@@ -1,0 +1,303 @@
+"""Sending the sellers their shares: what each answer makes of a row, and what a refund meanwhile does."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from marketplace.errors import StaleTransition, StripeDenied
+from marketplace.models import SellerTransfer, TransferReversal
+from marketplace.services import reversals, transfers
+from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.workers import transfer_retry
+from tests.factories import OrderFactory, SellerFactory, SellerTransferFactory, TransferReversalFactory
+from tests.workers.conftest import CREATE, drain
+
+Make = Callable[..., SellerTransfer]
+Run = Callable[[], int]
+
+
+@pytest.fixture
+def payable(db: None, simulator: Any) -> Make:
+    """A row to be sent, for a charge and an account that Stripe has."""
+
+    def make(amount: int = 5000, **traits: Any) -> SellerTransfer:
+        account = simulator.create_account()
+        charge = simulator.create_charge(10_000)
+        order = OrderFactory(
+            paid=True,
+            amount=10_000,
+            stripe_charge_id=charge["id"],
+            stripe_payment_intent_id=charge["payment_intent"],
+        )
+        seller = SellerFactory(stripe_account_id=account["id"])
+        row = SellerTransferFactory(order=order, seller=seller, amount=amount, **traits)
+        return SellerTransfer.objects.get(pk=row.pk)
+
+    return make
+
+
+def due_again(transfer: SellerTransfer) -> None:
+    SellerTransfer.objects.filter(pk=transfer.pk).update(next_retry_at=Now())
+
+
+def made_for(simulator: Any, transfer: SellerTransfer) -> list[dict[str, Any]]:
+    return [made for made in simulator.audit()["transfers"] if made["destination"] == transfer.seller.stripe_account_id]
+
+
+def owe(transfer: SellerTransfer, amount: int) -> TransferReversal:
+    return TransferReversalFactory(transfer=transfer, amount=amount, cause=TransferReversal.Cause.DISPUTE, refund=None)
+
+
+@pytest.mark.parametrize("trait", [{}, {"failed": True}], ids=["pending", "failed"])
+def test_a_due_transfer_is_made_once_and_completed(
+    payable: Make, run_transfers: Run, simulator: Any, trait: dict[str, bool]
+) -> None:
+    transfer = payable(**trait)
+    assert run_transfers() == 1
+    transfer.refresh_from_db()
+    made = simulator.get(transfer.stripe_transfer_id)
+    assert transfer.status == TransferStatus.COMPLETED
+    assert (made["amount"], made["currency"], made["destination"]) == (5000, "eur", transfer.seller.stripe_account_id)
+    assert made["source_transaction"] == transfer.order.stripe_charge_id
+    assert made["metadata"]["operation_id"] == str(transfer.operation_id)
+    assert (transfer.in_doubt, transfer.retry_count, transfer.next_retry_at) == (False, 0, None)
+    assert (transfer.lease_token, transfer.last_error_code) == (None, "")
+    assert run_transfers() == 0
+
+
+def test_a_lost_answer_is_asked_for_under_the_same_key(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable()
+    simulator.faults.add("drop_after", endpoint=CREATE, times=1)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count, transfer.in_doubt) == (TransferStatus.FAILED, 1, True)
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+    assert len(made_for(simulator, transfer)) == 1
+
+
+def test_a_failed_transfer_that_fails_again_stays_failed_and_waits_longer(
+    payable: Make, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable(failed=True)
+    simulator.faults.add("unavailable", endpoint=CREATE)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count) == (TransferStatus.FAILED, 2)
+    assert transfer.next_retry_at is not None
+    assert 100 < (transfer.next_retry_at - timezone.now()).total_seconds() <= 120
+
+
+def test_exhausted_retries_ask_a_person_and_look_first_afterwards(
+    payable: Make, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable(failed=True, retry_count=5)
+    simulator.faults.add("unavailable", endpoint=CREATE)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.failed_leg) == (TransferStatus.PERMANENTLY_FAILED, "sending")
+    assert (transfer.last_error_code, transfer.look_first, transfer.in_doubt) == ("retries_exhausted", True, True)
+
+
+def test_a_500_after_the_effect_is_found_and_not_paid_again(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable()
+    simulator.faults.add("error_500_after", endpoint=CREATE, times=1)
+    run_transfers()
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+    assert len(made_for(simulator, transfer)) == 1
+
+
+def test_a_500_without_effect_is_sent_under_a_new_key(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable()
+    simulator.faults.add("error_500", endpoint=CREATE, times=1)
+    run_transfers()
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.key_generation) == (TransferStatus.COMPLETED, 2)
+
+
+def test_an_old_key_is_not_trusted(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable()
+    simulator.faults.add("drop_after", endpoint=CREATE, times=1)
+    run_transfers()
+    simulator.clock.advance(25 * 3600)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(
+        first_attempted_at=timezone.now() - timedelta(hours=25), next_retry_at=Now()
+    )
+    run_transfers()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+    assert len(made_for(simulator, transfer)) == 1
+
+
+def test_looking_that_fails_sends_nothing(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable(failed=True, look_first=True)
+    simulator.faults.add("unavailable", endpoint="GET /v1/transfers", times=1)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.key_generation) == (TransferStatus.FAILED, 1)
+    assert simulator.requests.to(CREATE) == []
+
+
+def test_a_refusal_asks_a_person_who_knows_that_nothing_was_sent(payable: Make, run_transfers: Run) -> None:
+    transfer = payable()
+    type(transfer.seller).objects.filter(pk=transfer.seller_id).update(stripe_account_id="acct_missing")
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.in_doubt) == (TransferStatus.PERMANENTLY_FAILED, False)
+    assert transfer.failed_leg == SellerTransfer.Leg.SENDING
+
+
+def test_an_empty_platform_balance_waits_and_then_uses_a_new_key(
+    payable: Make, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable()
+    # Without the charge as its source, a transfer needs money that is available now.
+    type(transfer.order).objects.filter(pk=transfer.order_id).update(stripe_charge_id="")
+    simulator.pay_out()
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.FAILED, "insufficient_funds")
+    assert (transfer.in_doubt, transfer.look_first) == (False, True)
+    simulator.add_funds(10_000)
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.key_generation) == (TransferStatus.COMPLETED, 2)
+
+
+@pytest.mark.parametrize("action", ["conflict", "lock_timeout", "rate_limited"])
+def test_being_told_to_wait_spends_nothing(payable: Make, run_transfers: Run, simulator: Any, action: str) -> None:
+    transfer = payable()
+    reason = {"reason": "global-rate"} if action == "rate_limited" else {}
+    simulator.faults.add(action, endpoint=CREATE, times=1, **reason)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count) == (TransferStatus.PENDING, 0)
+    assert transfer.next_retry_at is not None
+    assert (transfer.next_retry_at - timezone.now()).total_seconds() <= 5
+
+
+def test_a_refused_key_stops_the_worker_and_spends_nothing(payable: Make, gateway: Any, simulator: Any) -> None:
+    transfer = payable()
+    simulator.faults.add("unauthorized", endpoint=CREATE)
+    with pytest.raises(StripeDenied):
+        drain(transfer_retry.TransferQueue(gateway))
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count, transfer.lease_token) == (TransferStatus.PENDING, 0, None)
+
+
+def test_a_transfer_found_with_another_amount_asks_a_person(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    transfer = payable(failed=True, look_first=True)
+    simulator.create_transfer(
+        4000,
+        transfer.seller.stripe_account_id,
+        transfer_group=transfer.order.transfer_group,
+        metadata={"operation_id": str(transfer.operation_id)},
+    )
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "conflicting_facts")
+
+
+def test_a_late_settle_changes_nothing(payable: Make, gateway: Any) -> None:
+    transfer = payable()
+    (late,) = transfers.claim(batch_size=1, lease=timedelta(minutes=5))
+    SellerTransfer.objects.filter(pk=transfer.pk).update(lease_expires_at=Now())
+    transfers.claim(batch_size=1, lease=timedelta(minutes=5))
+    answer = transfer_retry.TransferQueue(gateway)._ask(late)
+    before = SellerTransfer.objects.values().get(pk=transfer.pk)
+    for act in (
+        lambda: transfers.settle(late, answer, actor="late"),
+        lambda: transfers.begin_generation(late),
+        lambda: transfers.settle_unexpected(late, ValueError("late"), actor="late"),
+    ):
+        with pytest.raises(StaleTransition):
+            act()
+    assert SellerTransfer.objects.values().get(pk=transfer.pk) == before
+
+
+def test_a_transfer_given_back_unbegun_is_due_at_once(payable: Make, gateway: Any, run_transfers: Run) -> None:
+    payable()
+    queue = transfer_retry.TransferQueue(gateway)
+    assert queue.seconds_until_due() <= 0
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    queue.release(claimed)
+    assert run_transfers() == 1
+
+
+def test_an_error_of_our_own_is_kept_with_the_row(payable: Make, gateway: Any) -> None:
+    transfer = payable()
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    queue.settle_unexpected(claimed, ZeroDivisionError("a bug"))
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count, transfer.look_first) == (TransferStatus.FAILED, 1, True)
+    assert transfer.last_error_message == "ZeroDivisionError: a bug"
+
+
+# --- Refunded while it was being sent ---------------------------------------------------------------------------------
+
+
+def test_what_was_refunded_in_flight_is_reversed_once_it_is_sent(payable: Make, gateway: Any) -> None:
+    transfer = payable()
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    reversals.owe(
+        SellerTransfer.locked(transfer.pk),
+        amount=5000,
+        cause=TransferReversal.Cause.DISPUTE,
+        refund=None,
+        actor="test",
+        reason="clawed back",
+    )
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.PENDING
+    queue.perform(claimed)
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSAL_PENDING
+    assert transfer.next_retry_at is not None
+    assert transfer.history.latest("pgh_id").pgh_context["reason"] == "refunded while it was being sent"
+
+
+def test_what_was_refunded_in_flight_and_never_sent_is_canceled(payable: Make, gateway: Any) -> None:
+    transfer = payable()
+    type(transfer.seller).objects.filter(pk=transfer.seller_id).update(stripe_account_id="acct_missing")
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    owed = owe(transfer, 5000)
+    queue.perform(claimed)
+    transfer.refresh_from_db()
+    owed.refresh_from_db()
+    assert (transfer.status, transfer.lease_token, transfer.next_retry_at) == (TransferStatus.CANCELED, None, None)
+    assert owed.status == ReversalStatus.CANCELED
+
+
+def test_what_was_partly_refunded_in_flight_and_not_sent_is_sent_smaller(
+    payable: Make, gateway: Any, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable()
+    type(transfer.order).objects.filter(pk=transfer.order_id).update(stripe_charge_id="")
+    simulator.pay_out()
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    owe(transfer, 2000)
+    queue.perform(claimed)
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.amount, transfer.amount_kept_back) == (TransferStatus.FAILED, 3000, 2000)
+    simulator.add_funds(10_000)
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert simulator.get(transfer.stripe_transfer_id)["amount"] == 3000
+    assert transfer.status == TransferStatus.COMPLETED
