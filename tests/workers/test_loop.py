@@ -1,0 +1,535 @@
+"""The loop itself: threads, wake-ups, signals, and a database or a Stripe that goes away. On committed rows."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import OperationalError, connection, transaction
+from django.db.models.functions import Now
+from structlog.testing import capture_logs
+
+from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
+from marketplace.models import SellerTransfer
+from marketplace.services import refunds, transfers
+from marketplace.states import TransferStatus
+from marketplace.workers import reversal, transfer_retry
+from marketplace.workers.loop import Listener, Worker
+from tests.factories import SellerTransferFactory, order_with_transfers
+from tests.services.test_refunds import facts
+from tests.workers.conftest import CREATE, REVERSE
+
+pytestmark = pytest.mark.django_db(transaction=True)
+Make = Callable[..., SellerTransfer]
+# Long enough for a loaded machine; nothing waits that long when it works.
+PATIENCE = 20
+
+
+class Rows:
+    """A queue of plain numbers, to see what the loop does with them."""
+
+    name = "rows"
+    channel = "veza_test_rows"
+
+    def __init__(self, rows: Sequence[int] = (), perform: Callable[[int], None] = lambda _row: None) -> None:
+        self.waiting = list(rows)
+        self.performed: list[int] = []
+        self.released: list[int] = []
+        self.kept: list[tuple[int, str]] = []
+        self.claims = 0
+        self._perform = perform
+
+    def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+        self.claims += 1
+        claimed, self.waiting = self.waiting[:batch_size], self.waiting[batch_size:]
+        return claimed
+
+    def perform(self, row: int) -> None:
+        self._perform(row)
+        self.performed.append(row)
+
+    def settle_unexpected(self, row: int, exception: Exception) -> None:
+        self.kept.append((row, str(exception)))
+
+    def release(self, row: int) -> None:
+        self.released.append(row)
+
+    def seconds_until_due(self) -> float | None:
+        return None
+
+
+def worker(*queues: Any, concurrency: int = 2, batch_size: int = 10, check_interval: float = 60) -> Worker:
+    return Worker(
+        queues,
+        concurrency=concurrency,
+        batch_size=batch_size,
+        lease=timedelta(minutes=5),
+        check_interval=timedelta(seconds=check_interval),
+    )
+
+
+@pytest.fixture
+def running(unblocked_database: None) -> Iterator[Callable[[Worker], threading.Thread]]:
+    """Run a worker in a thread of its own until the test ends."""
+    started: list[tuple[Worker, threading.Thread]] = []
+
+    def run(made: Worker) -> threading.Thread:
+        thread = threading.Thread(target=made.run)
+        thread.start()
+        started.append((made, thread))
+        return thread
+
+    yield run
+    for made, thread in started:
+        made.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_once_does_all_that_is_due_however_small_the_batch() -> None:
+    rows = Rows(range(25))
+    assert worker(rows, batch_size=3).run_once() == 25
+    assert sorted(rows.performed) == list(range(25))
+
+
+def test_no_more_is_claimed_than_there_are_free_threads() -> None:
+    most = 0
+
+    class Counting(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            nonlocal most
+            most = max(most, batch_size)
+            return super().claim(batch_size=batch_size, lease=lease)
+
+    worker(Counting(range(20)), concurrency=3, batch_size=100).run_once()
+    assert most == 3
+
+
+def test_a_slow_call_does_not_hold_up_the_others() -> None:
+    others_done = threading.Event()
+
+    def perform(row: int) -> None:
+        if row == 0:
+            # A loop that waits for its batch would never get to the last row.
+            assert others_done.wait(PATIENCE)
+        elif row == 9:
+            others_done.set()
+
+    rows = Rows(range(10), perform)
+    worker(rows, concurrency=2, batch_size=2).run_once()
+    assert rows.kept == []
+    assert len(rows.performed) == 10
+
+
+def test_a_poison_row_does_not_stop_the_queue() -> None:
+    def perform(row: int) -> None:
+        if row == 1:
+            raise ZeroDivisionError("a bug")
+
+    rows = Rows(range(4), perform)
+    with capture_logs() as logs:
+        worker(rows).run_once()
+    assert sorted(rows.performed) == [0, 2, 3]
+    assert rows.kept == [(1, "a bug")]
+    assert "unexpected_error" in [entry["event"] for entry in logs]
+
+
+def test_a_late_settle_is_logged_and_not_an_error() -> None:
+    def perform(_row: int) -> None:
+        raise StaleTransition("lease gone")
+
+    rows = Rows([1], perform)
+    with capture_logs() as logs:
+        worker(rows).run_once()
+    assert rows.kept == []
+    assert [entry["event"] for entry in logs] == ["late_settle"]
+
+
+def test_a_database_error_while_settling_leaves_the_row_to_its_lease() -> None:
+    def perform(_row: int) -> None:
+        raise OperationalError("server closed the connection")
+
+    rows = Rows([1], perform)
+    with capture_logs() as logs:
+        worker(rows).run_once()
+    assert rows.kept == []
+    assert [entry["event"] for entry in logs] == ["database_away"]
+
+
+def test_a_refused_key_stops_the_loop_and_gives_back_what_was_not_begun() -> None:
+    first = threading.Event()
+
+    def perform(row: int) -> None:
+        if row == 0:
+            first.set()
+            raise StripeDenied("revoked")
+        assert first.wait(PATIENCE)
+
+    rows = Rows(range(3), perform)
+    with pytest.raises(StripeDenied, match="revoked"):
+        worker(rows, concurrency=1, batch_size=3).run_once()
+    assert rows.performed == []
+    rows = Rows([0], perform)
+    with pytest.raises(StripeDenied, match="revoked"):
+        worker(rows).run()
+
+
+def test_rows_claimed_before_the_refusal_and_not_begun_are_released() -> None:
+    denied = worker(Rows())
+    denied._denied = StripeDenied("revoked")
+    rows = Rows([7])
+    with pytest.raises(StripeDenied):
+        Worker.run_once(with_queue(denied, rows))
+    assert (rows.performed, rows.released) == ([], [7])
+
+
+def with_queue(made: Worker, queue: Rows) -> Worker:
+    made._queues = [queue]
+    return made
+
+
+def test_a_stopped_worker_claims_nothing() -> None:
+    rows = Rows([1])
+    stopped = worker(rows)
+    stopped.stop()
+    assert stopped.run_once() == 0
+    stopped.run()
+    assert rows.claims == 0
+
+
+def test_the_worker_wakes_on_a_notification(running: Callable[[Worker], threading.Thread]) -> None:
+    done = threading.Event()
+    claimed_once = threading.Event()
+
+    class Watched(Rows):
+        def seconds_until_due(self) -> float | None:
+            claimed_once.set()
+            return None
+
+    rows = Watched(perform=lambda _row: done.set())
+    # Its next look of its own would be in an hour.
+    running(worker(rows, check_interval=3600))
+    assert claimed_once.wait(PATIENCE)
+    rows.waiting.append(1)
+    with connection.cursor() as cursor:
+        cursor.execute("NOTIFY veza_test_rows")
+    assert done.wait(PATIENCE)
+
+
+def test_the_worker_looks_again_when_the_next_row_comes_due(running: Callable[[Worker], threading.Thread]) -> None:
+    done = threading.Event()
+
+    class Due(Rows):
+        def seconds_until_due(self) -> float | None:
+            self.waiting = [1]
+            return 0.01
+
+    running(worker(Due(perform=lambda _row: done.set()), check_interval=3600))
+    assert done.wait(PATIENCE)
+
+
+def test_the_worker_comes_back_when_the_database_does(
+    running: Callable[[Worker], threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marketplace.workers.loop.DATABASE_PAUSE_SECONDS", 0.01)
+    done = threading.Event()
+
+    class Away(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            if self.claims < 3:
+                self.claims += 1
+                raise OperationalError("the database system is shutting down")
+            return super().claim(batch_size=batch_size, lease=lease)
+
+    running(worker(Away([1], perform=lambda _row: done.set()), check_interval=3600))
+    assert done.wait(PATIENCE)
+
+
+def test_the_listener_reconnects_and_wakes_the_worker(
+    unblocked_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marketplace.workers.loop.DATABASE_PAUSE_SECONDS", 0.01)
+    woken = threading.Semaphore(0)
+    listener = Listener(["veza_test_rows"], on_notification=woken.release)
+    listener.start()
+    try:
+        assert woken.acquire(timeout=PATIENCE)
+        assert listener._connection is not None
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [listener._connection.info.backend_pid])
+        assert woken.acquire(timeout=PATIENCE), "it did not come back"
+    finally:
+        listener.stop()
+    assert not listener.is_alive()
+
+
+def test_a_connection_of_the_worker_that_died_is_replaced(
+    at_stripe: Make, gateway: Any, running: Callable[[Worker], threading.Thread]
+) -> None:
+    """PostgreSQL's backends end under the worker, as in a restart; the next row is done all the same."""
+    with psycopg.connect(**plain_parameters(), autocommit=True) as watcher:
+        running(reversal.worker(gateway, concurrency=2))
+        first = at_stripe()
+        wait_for(first, TransferStatus.REVERSED)
+        watcher.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)",
+            [own_backend()],
+        )
+        second = at_stripe()
+        wait_for(second, TransferStatus.REVERSED)
+
+
+def plain_parameters() -> dict[str, Any]:
+    params = connection.get_connection_params()
+    return {name: params[name] for name in ("dbname", "user", "host", "port", "password") if name in params}
+
+
+def own_backend() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    return int(pid)
+
+
+def wait_for(transfer: SellerTransfer, status: TransferStatus) -> None:
+    """Look until the row is there, for as long as a loaded machine may need."""
+    deadline = threading.Event()
+    for _ in range(PATIENCE * 50):
+        transfer.refresh_from_db()
+        if transfer.status == status:
+            return
+        deadline.wait(0.02)
+    raise AssertionError(f"transfer {transfer.pk} is {transfer.status}: {transfer.last_error_message}")
+
+
+# --- The real queues, in real threads ---------------------------------------------------------------------------------
+
+
+def test_no_transaction_is_open_while_stripe_is_called(at_stripe: Make, gateway: Any, unblocked_database: None) -> None:
+    seen: list[tuple[str, str]] = []
+    at_stripe()
+
+    class Watching:
+        """Looks at the other connections of this database in the middle of each call."""
+
+        def __getattr__(self, name: str) -> Any:
+            call = getattr(gateway, name)
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                with psycopg.connect(**plain_parameters(), autocommit=True) as watcher:
+                    rows = watcher.execute(
+                        "SELECT state, query FROM pg_stat_activity WHERE datname = current_database()"
+                        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                    ).fetchall()
+                seen.append((name, str([row for row in rows if row[0] != "idle"])))
+                return call(*args, **kwargs)
+
+            return watched
+
+    assert reversal.worker(Watching(), concurrency=2).run_once() == 1  # type: ignore[arg-type]
+    assert [name for name, _ in seen] == ["reverse_transfer"]
+    assert [busy for _, busy in seen] == ["[]"]
+
+
+def test_many_rows_and_two_workers_make_each_reversal_once(
+    at_stripe: Make, gateway: Any, simulator: Any, unblocked_database: None
+) -> None:
+    rows = [at_stripe() for _ in range(30)]
+    workers = [reversal.worker(gateway, concurrency=4, batch_size=3) for _ in range(2)]
+    done: list[int] = []
+    threads = [threading.Thread(target=lambda made=made: done.append(made.run_once())) for made in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sum(done) == 30
+    assert SellerTransfer.objects.filter(status=TransferStatus.REVERSED).count() == len(rows)
+    assert len(simulator.requests.to(REVERSE)) == 30
+    assert simulator.audit()["suspicious"] == []
+
+
+def test_two_operators_at_once_give_one_retry(unblocked_database: None) -> None:
+    transfer = SellerTransferFactory(permanently_failed=True)
+    barrier = threading.Barrier(2)
+    results: list[str] = []
+
+    def retry(name: str) -> None:
+        try:
+            barrier.wait(PATIENCE)
+            transfers.retry(transfer_id=transfer.pk, actor=f"user:{name}", reason="again")
+            results.append("retried")
+        except (NotAllowedNow, StaleTransition):
+            results.append("refused")
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=retry, args=(name,)) for name in ("olga", "omar")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert sorted(results) == ["refused", "retried"]
+    assert transfer.history.filter(pgh_context__reason="again").count() == 1
+
+
+def test_a_refund_during_the_call_that_sends_the_money_brings_it_back(
+    at_stripe: Make, gateway: Any, simulator: Any, unblocked_database: None
+) -> None:
+    """The refund commits exactly between claim and answer."""
+    order = order_with_transfers((5000,), status="pending")
+    row = order.transfers.get()
+    account = simulator.create_account()
+    type(row.seller).objects.filter(pk=row.seller_id).update(stripe_account_id=account["id"])
+    type(order).objects.filter(pk=order.pk).update(stripe_charge_id="")
+    simulator.add_funds(10_000)
+    order.refresh_from_db()
+
+    class RefundedMeanwhile:
+        def __getattr__(self, name: str) -> Any:
+            call = getattr(gateway, name)
+
+            def refunded(*args: Any, **kwargs: Any) -> Any:
+                if name == "create_transfer":
+                    in_another_transaction(lambda: refunds.record(facts(order), actor="stripe:evt"))
+                return call(*args, **kwargs)
+
+            return refunded
+
+    transfer_retry.worker(RefundedMeanwhile(), concurrency=1).run_once()  # type: ignore[arg-type]
+    row.refresh_from_db()
+    assert row.status == TransferStatus.REVERSAL_PENDING
+    reversal.worker(gateway, concurrency=1).run_once()
+    row.refresh_from_db()
+    assert row.status == TransferStatus.REVERSED
+    assert len(simulator.requests.to(CREATE)) == 1
+
+
+def in_another_transaction(act: Callable[[], Any]) -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with transaction.atomic():
+                act()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            failures.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    assert failures == []
+
+
+# --- The commands -----------------------------------------------------------------------------------------------------
+
+
+def test_once_drains_and_says_how_much(at_stripe: Make, gateway: Any, capsys: Any) -> None:
+    at_stripe()
+    at_stripe()
+    call_command("run_reversal_worker", "--once", "--batch-size", "1", "--concurrency", "2")
+    assert capsys.readouterr().out == "2 done.\n"
+    call_command("run_transfer_retry_worker", "--once")
+    assert capsys.readouterr().out == "0 done.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "switch"),
+    [("run_reversal_worker", "REVERSAL_WORKER_ENABLED"), ("run_transfer_retry_worker", "TRANSFER_RETRY_ENABLED")],
+)
+def test_a_worker_that_is_switched_off_says_so_and_does_nothing(
+    at_stripe: Make, simulator: Any, settings: Any, capsys: Any, command: str, switch: str
+) -> None:
+    at_stripe()
+    setattr(settings, switch, False)
+    call_command(command, "--once")
+    assert capsys.readouterr().out == f"{switch} is false: nothing to do here.\n"
+    assert simulator.requests.total == 0
+
+
+def test_a_worker_without_a_key_does_not_start(settings: Any) -> None:
+    settings.STRIPE_SECRET_KEY = ""
+    with pytest.raises(CommandError, match="STRIPE_SECRET_KEY is not set"):
+        call_command("run_reversal_worker", "--once")
+
+
+def test_a_refused_key_ends_the_command_with_an_error(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    at_stripe()
+    simulator.faults.add("unauthorized")
+    with pytest.raises(CommandError, match="Stripe refuses our key"):
+        call_command("run_reversal_worker", "--once")
+
+
+@pytest.mark.parametrize("flags", [["--batch-size", "0"], ["--concurrency", "many"], ["--metrics-port", "70000"]])
+def test_nonsense_flags_are_refused_by_name(flags: list[str]) -> None:
+    with pytest.raises(CommandError, match=f"{flags[0]}.*expected a whole number from"):
+        call_command("run_reversal_worker", "--once", *flags)
+
+
+def test_a_busy_metrics_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CommandError, match=f"--metrics-port {port}: Address already in use"):
+            call_command("run_reversal_worker", "--once", "--metrics-port", str(port))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_worker_finish_what_is_in_hand(
+    at_stripe: Make, simulator: Any, child_environment: dict[str, str], number: signal.Signals
+) -> None:
+    transfer = at_stripe()
+    reached = threading.Event()
+    simulator.faults.add("latency", endpoint=REVERSE, seconds=1.0)
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "run_reversal_worker"],
+        env={**child_environment, "LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(PATIENCE * 50):
+            if SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False).exists():
+                break
+            reached.wait(0.02)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    transfer.refresh_from_db()
+    assert process.returncode == 0, errors
+    assert transfer.status == TransferStatus.REVERSED, errors
+    assert "worker_stopping" in errors
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
+
+
+def test_a_killed_worker_leaves_a_row_that_another_one_finishes(
+    at_stripe: Make, gateway: Any, simulator: Any, child_environment: dict[str, str]
+) -> None:
+    transfer = at_stripe()
+    # The reversal happens, and the answer never comes.
+    simulator.faults.add("drop_after", endpoint=REVERSE, hold=30, times=1)
+    process = subprocess.Popen([sys.executable, "manage.py", "run_reversal_worker"], env=child_environment)
+    try:
+        for _ in range(PATIENCE * 50):
+            if SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False).exists():
+                break
+            threading.Event().wait(0.02)
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+    simulator.faults.clear()
+    SellerTransfer.objects.filter(pk=transfer.pk).update(lease_expires_at=Now())
+    reversal.worker(gateway, concurrency=1).run_once()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSED
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
