@@ -2,6 +2,12 @@
 
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
+
+# PostgreSQL is away, or chose us as the victim of a deadlock. Nothing is wrong with the row: it comes again, brought by
+# its lease, or by Stripe. Any other error of the database is a bug of ours.
+DATABASE_TROUBLE = (OperationalError, InterfaceError)
+
 
 class MarketplaceError(Exception):
     """Something that this program refuses to do."""

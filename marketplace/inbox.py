@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import MalformedEvent, UnknownOrder
+from marketplace.errors import DATABASE_TROUBLE, MalformedEvent, UnknownOrder
 from marketplace.gateway import stripe_api
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
@@ -19,8 +19,6 @@ from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
 
-# PostgreSQL is away, or chose us as the victim of a deadlock: Stripe, or the lease, brings the event again.
-DATABASE_TROUBLE = (OperationalError, InterfaceError)
 UNKNOWN_ORDER = "unknown_order"
 
 

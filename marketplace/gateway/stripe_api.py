@@ -360,7 +360,7 @@ def _time(value: Any) -> datetime:
     return datetime.fromtimestamp(_whole(value), tz=UTC)
 
 
-def _positive(amount: int) -> int:
+def _positive(amount: object) -> int:
     """The SDK sends whatever it is given: a float as ``5.0``, and leaves None out, which means everything."""
     if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
         raise ValueError(f"amount must be a positive whole number of minor units, not {amount!r}")

@@ -53,7 +53,8 @@ def in_(delay: timedelta) -> "ExpressionWrapper[Any]":
 def error(code: str, message: str, request_id: str = "") -> dict[str, Any]:
     return {
         "last_error_code": code[:100],
-        "last_error_message": message[:2000],
+        # PostgreSQL's text cannot hold the NUL character.
+        "last_error_message": message[:2000].replace("\x00", "\ufffd"),
         "last_error_request_id": request_id[:255],
         "last_error_at": Now(),
     }

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import psycopg
 import structlog
-from django.db import Error as DatabaseError
 from django.db import close_old_connections, connection, connections
 
-from marketplace.errors import StaleTransition, StripeDenied
+from marketplace.errors import DATABASE_TROUBLE, StaleTransition, StripeDenied
 from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON
 
 logger = structlog.get_logger(__name__)
@@ -112,7 +111,7 @@ class Worker:
 
         Raises:
             StripeDenied: Stripe refuses our key; the rows stay due.
-            django.db.Error: the database is away.
+            OperationalError, InterfaceError: the database is away.
 
         """
         done = 0
@@ -144,7 +143,7 @@ class Worker:
                     try:
                         claimed = self._refill(pool)
                         timeout = None if self._is_full() else self._seconds_to_wait(claimed)
-                    except DatabaseError as error:
+                    except DATABASE_TROUBLE as error:
                         logger.warning("database_away", error=str(error).strip())
                         close_old_connections()
                         timeout = DATABASE_PAUSE_SECONDS
@@ -186,9 +185,12 @@ class Worker:
                 queue.release(claimed)
             else:
                 self._work_on(queue, claimed)
-        except DatabaseError as error:
+        except DATABASE_TROUBLE as error:
             # The answer is not lost: when the lease has run out, the same key or a look tells it again.
             logger.warning("database_away", work=queue.name, error=str(error).strip())
+        except Exception:
+            # Not even its error could be written down: the row comes back when its lease has run out.
+            logger.exception("could_not_settle", work=queue.name)
         finally:
             close_old_connections()
             with self._lock:
@@ -204,7 +206,7 @@ class Worker:
         except StripeDenied as error:
             self._denied = error
             self.stop()
-        except DatabaseError:
+        except DATABASE_TROUBLE:
             raise
         except Exception as error:
             POISON.labels(work=queue.name).inc()

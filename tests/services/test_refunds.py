@@ -374,6 +374,19 @@ def test_an_order_that_is_not_paid_has_nothing_to_refund(ask: Callable[..., refu
 
 
 @pytest.mark.django_db
+def test_an_order_without_its_payment_intent_cannot_be_refunded(ask: Callable[..., refunds.Requested]) -> None:
+    with pytest.raises(NotAllowedNow, match="has no payment intent"):
+        ask(OrderFactory(paid=True, stripe_payment_intent_id=""))
+
+
+@pytest.mark.django_db
+def test_a_refund_known_by_its_id_alone_is_found() -> None:
+    order = order_with_transfers((3000,))
+    record(order, status="pending", seen_at=NOON - timedelta(seconds=1))
+    assert record(order, stripe_payment_intent_id="", stripe_charge_id="").status == RefundStatus.SUCCEEDED
+
+
+@pytest.mark.django_db
 def test_more_than_is_left_is_refused_counting_what_is_under_way(ask: Callable[..., refunds.Requested]) -> None:
     order = order_with_transfers((3000,))
     ask(order, amount=2000)

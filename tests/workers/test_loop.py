@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
@@ -25,7 +25,7 @@ from marketplace.workers import reversal, transfer_retry
 from marketplace.workers.loop import Listener, Worker
 from tests.factories import SellerTransferFactory, order_with_transfers
 from tests.services.test_refunds import facts
-from tests.workers.conftest import CREATE, REVERSE
+from tests.workers.conftest import CREATE, REVERSE, drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Make = Callable[..., SellerTransfer]
@@ -162,6 +162,31 @@ def test_a_database_error_while_settling_leaves_the_row_to_its_lease() -> None:
         worker(rows).run_once()
     assert rows.kept == []
     assert [entry["event"] for entry in logs] == ["database_away"]
+
+
+def test_a_database_error_that_is_our_bug_is_kept_with_the_row() -> None:
+    def perform(_row: int) -> None:
+        raise IntegrityError("violates check constraint")
+
+    rows = Rows([1], perform)
+    worker(rows).run_once()
+    assert rows.kept == [(1, "violates check constraint")]
+
+
+def test_an_error_that_cannot_be_kept_is_logged_and_the_worker_goes_on() -> None:
+    class Hopeless(Rows):
+        def settle_unexpected(self, row: int, exception: Exception) -> None:
+            raise ValueError("cannot be written down")
+
+    def perform(row: int) -> None:
+        if row == 0:
+            raise ZeroDivisionError
+
+    rows = Hopeless(range(3), perform)
+    with capture_logs() as logs:
+        assert worker(rows).run_once() == 3
+    assert sorted(rows.performed) == [1, 2]
+    assert "could_not_settle" in [entry["event"] for entry in logs]
 
 
 def test_a_refused_key_stops_the_loop_and_gives_back_what_was_not_begun() -> None:
@@ -335,7 +360,8 @@ def test_no_transaction_is_open_while_stripe_is_called(at_stripe: Make, gateway:
 
             return watched
 
-    assert reversal.worker(Watching(), concurrency=2).run_once() == 1  # type: ignore[arg-type]
+    # In one thread, so that the only connection at work is the one that calls.
+    assert drain(reversal.ReversalQueue(Watching())) == 1  # type: ignore[arg-type]
     assert [name for name, _ in seen] == ["reverse_transfer"]
     assert [busy for _, busy in seen] == ["[]"]
 
