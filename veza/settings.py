@@ -15,10 +15,12 @@ from veza import database, logs
 from veza.env import Environment, invalid, local_secret_key, mask
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-STATE_DIR = BASE_DIR / ".veza"
 
 env = Environment()
 env.source.read_env(os.environ.get("ENV_FILE") or BASE_DIR / ".env", overwrite=False)
+
+# What this checkout makes for itself: the embedded database, a local key, the demonstration's files.
+STATE_DIR = BASE_DIR / env.text("VEZA_STATE_DIR", ".veza")
 
 # --- Django -----------------------------------------------------------------------------------------------------------
 
@@ -104,7 +106,6 @@ USE_I18N = True
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
@@ -220,6 +221,12 @@ SPECTACULAR_SETTINGS = {
         "EventStatus": "marketplace.states.EventStatus",
     },
 }
+
+# --- Demonstration ----------------------------------------------------------------------------------------------------
+
+DEMO_WEB_PORT = env.integer("DEMO_WEB_PORT", "8000", minimum=1, maximum=65535)
+DEMO_SIMULATOR_PORT = env.integer("DEMO_SIMULATOR_PORT", "12111", minimum=1, maximum=65535)
+DEMO_METRICS_PORT = env.integer("DEMO_METRICS_PORT", "9464", minimum=1, maximum=65535)
 
 # --- Logs -------------------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import structlog
 from django.core.exceptions import PermissionDenied
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 from django.views import defaults
 from rest_framework import exceptions
-from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from marketplace.errors import (
+    DATABASE_TROUBLE,
     ConflictingFacts,
     IllegalTransition,
     MarketplaceError,
@@ -62,7 +61,7 @@ def problem(status: int, detail: str, *, kind: str = "", errors: Any = None) -> 
     return body
 
 
-def handle(exception: Exception, _context: Mapping[str, Any]) -> Response | None:
+def handle(exception: Exception, _context: Mapping[str, Any]) -> JsonResponse | None:
     """DRF's exception handler. None leaves what we did not raise on purpose to ``server_error``, and to the logs."""
     headers: dict[str, str] = {}
     match exception:
@@ -70,7 +69,7 @@ def handle(exception: Exception, _context: Mapping[str, Any]) -> Response | None
             body = problem(404, "No such thing, or none that you may see.")
         case PermissionDenied():
             body = problem(403, "You may not do this.")
-        case OperationalError() | InterfaceError():
+        case _ if isinstance(exception, DATABASE_TROUBLE):
             logger.error("database_away", error=str(exception))
             headers["Retry-After"] = "5"
             body = problem(503, DATABASE_AWAY, kind="database-away")
@@ -82,7 +81,8 @@ def handle(exception: Exception, _context: Mapping[str, Any]) -> Response | None
         case _:
             return None
     set_rollback()
-    return Response(body, status=body["status"], headers=headers, content_type=CONTENT_TYPE)
+    # Not DRF's Response: that would be written in whatever the view speaks, such as the schema's YAML.
+    return _plain(body, headers)
 
 
 def _of_framework(exception: exceptions.APIException) -> dict[str, Any]:
@@ -135,5 +135,5 @@ def server_error(request: HttpRequest) -> HttpResponseBase:
     return defaults.server_error(request)
 
 
-def _plain(body: dict[str, Any]) -> JsonResponse:
-    return JsonResponse(body, status=body["status"], content_type=CONTENT_TYPE)
+def _plain(body: dict[str, Any], headers: Mapping[str, str] | None = None) -> JsonResponse:
+    return JsonResponse(body, status=body["status"], content_type=CONTENT_TYPE, headers=dict(headers or {}))

@@ -23,6 +23,7 @@ from marketplace import selectors
 from marketplace.api import access, filters, serializers
 from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
 from marketplace.api.schema import IDEMPOTENCY_KEY, problem
+from marketplace.errors import TooMuch
 from marketplace.gateway import stripe_api
 from marketplace.models import (
     Order,
@@ -188,8 +189,13 @@ def _idempotency_key(request: Request) -> str:
 def _amount_left(order: Order, user: User, key: str) -> int:
     """Without an amount all that is left is meant; on a repeated request, what was left at the first."""
     earlier = selectors.refund_by_request(requested_by=user, request_key=key)
-    # Nothing left becomes 1, which the service refuses as too much: it decides, under the order's lock.
-    return earlier.amount if earlier is not None else max(refunds.refundable(order), 1)
+    if earlier is not None:
+        return earlier.amount
+    # Only a proposal: the service looks again, under the order's lock.
+    left = refunds.refundable(order)
+    if not left:
+        raise TooMuch(f"nothing is left to refund on order {order.pk}")
+    return left
 
 
 # --- Refunds, transfers, reversals --------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 import structlog
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, JsonResponse, UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
 from marketplace import inbox
-from marketplace.errors import MalformedEvent, SignatureRefused
+from marketplace.errors import DATABASE_TROUBLE, MalformedEvent, SignatureRefused
 from marketplace.gateway import stripe_events
 
 logger = structlog.get_logger(__name__)
@@ -63,7 +62,7 @@ def _receive(body: bytes, signature: str | None) -> JsonResponse:
         )
     try:
         row = inbox.receive(event)
-    except (OperationalError, InterfaceError) as error:
+    except DATABASE_TROUBLE as error:
         # No traceback: it would say the same at every event until the database is back.
         logger.error(  # noqa: TRY400
             "webhook_not_stored", event_id=event.stripe_event_id, type=event.type, error=type(error).__name__

@@ -1,0 +1,138 @@
+"""/, /healthz, /readyz and /metrics."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from django.test import Client
+from django.utils import timezone
+from prometheus_client.parser import text_string_to_metric_families
+
+from marketplace import monitoring
+from tests.api.conftest import client_of
+from tests.factories import SellerTransferFactory, UserFactory, WebhookEventFactory, order_with_transfers
+
+ELSEWHERE = {"REMOTE_ADDR": "203.0.113.7"}
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise OperationalError("no")
+
+
+def test_alive_without_a_database(client: Client) -> None:
+    # No database fixture: a query would fail this test.
+    response = client.get("/healthz")
+
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert client.post("/healthz").status_code == 405
+
+
+def test_ready(client: Client, db: None) -> None:
+    response = client.get("/readyz")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ok", "checks": {"database": "ok", "migrations": "ok"}}
+
+
+def test_not_ready_without_a_database(client: Client, db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(connection, "cursor", _refuse)
+        response = client.get("/readyz")
+
+    assert response.status_code == 503
+    assert response.json()["checks"]["database"] == "does not answer (OperationalError)"
+
+
+def test_not_ready_while_migrations_wait(client: Client, db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting:
+        def __init__(self, *_: Any) -> None:
+            self.loader = self.graph = self
+
+        def leaf_nodes(self) -> list[Any]:
+            return []
+
+        def migration_plan(self, _: Any) -> list[Any]:
+            return [("marketplace.0002", False)]
+
+    monkeypatch.setattr(monitoring, "MigrationExecutor", Waiting)
+
+    response = client.get("/readyz")
+
+    assert response.status_code == 503
+    assert response.json()["checks"]["migrations"] == "1 not applied, first marketplace.0002"
+
+
+def scrape(client: Client) -> dict[tuple[str, ...], float]:
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    assert response["Content-Type"].startswith("text/plain")
+    return {
+        (
+            sample.name,
+            *(sample.labels[key] for key in ("status", "currency", "queue") if key in sample.labels),
+        ): sample.value
+        for family in text_string_to_metric_families(response.content.decode())
+        for sample in family.samples
+    }
+
+
+def test_gauges_are_read_from_the_database(client: Client, db: None) -> None:
+    order_with_transfers((700, 300), status="reversal_pending")
+    SellerTransferFactory(partially_reversed=True, amount=100, currency="usd")
+    SellerTransferFactory(next_retry_at=timezone.now() - timedelta(hours=1))
+    SellerTransferFactory(failed=True, next_retry_at=timezone.now() + timedelta(hours=1))
+    WebhookEventFactory(failed=True, next_retry_at=timezone.now() + timedelta(hours=1))
+
+    found = scrape(client)
+
+    assert found["veza_transfers", "reversal_pending", "eur"] == 2
+    assert found["veza_transfers_outstanding_minor_units", "reversal_pending", "eur"] == 1000
+    assert found["veza_transfers_outstanding_minor_units", "partially_reversed", "usd"] == 50
+    assert found["veza_webhook_inbox_events", "failed"] == 1
+    assert found["veza_webhook_inbox_events", "processed"] == 0
+    assert 3600 <= found["veza_oldest_due_seconds", "sending"] < 3700
+    assert found["veza_oldest_due_seconds", "events"] == 0
+    assert found["veza_oldest_due_seconds", "refunding"] == 0
+
+
+def test_money_is_outstanding_only_as_far_as_it_has_not_come_back(client: Client, db: None) -> None:
+    SellerTransferFactory(reversed=True)
+
+    assert scrape(client)["veza_transfers_outstanding_minor_units", "reversed", "eur"] == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_metrics_are_open_to_this_machine(address: str, client: Client, db: None) -> None:
+    assert client.get("/metrics", REMOTE_ADDR=address).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+def test_what_came_through_a_proxy_is_not_from_this_machine(header: str, client: Client, db: None) -> None:
+    assert client.get("/metrics", headers={header: "127.0.0.1"}).status_code == 403
+
+
+def test_metrics_are_open_to_staff_elsewhere(client: Client, db: None) -> None:
+    staff, buyer = UserFactory(staff=True), UserFactory()
+
+    assert client.get("/metrics", **ELSEWHERE).status_code == 403
+    assert client_of(staff).get("/metrics", **ELSEWHERE).status_code == 200
+    assert client_of(buyer).get("/metrics", **ELSEWHERE).status_code == 403
+    assert client.get("/metrics", headers={"Authorization": "Token x"}, **ELSEWHERE).status_code == 403
+    client.force_login(staff)
+    assert client.get("/metrics", **ELSEWHERE).status_code == 200
+
+
+def test_metrics_say_when_the_database_is_away(client: Client, db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketplace.selectors.tallies", _refuse)
+
+    assert client.get("/metrics").status_code == 503
+
+
+def test_the_start_page_links_and_loads_nothing(client: Client) -> None:
+    page = client.get("/").content.decode()
+
+    for address in ("/admin/", "/api/docs/", "/readyz"):
+        assert f'href="{address}"' in page
+    assert "http" not in page
+    assert "<script" not in page
