@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def configuration(described: dict[str, Any] | None, state_directory: Path) -> di
 
 
 _running: dict[Path, str] = {}
+# The package's own lock is between processes; two threads of one would release it twice.
+_starting = threading.Lock()
 
 
 def ensure_running(directory: Path) -> str:
@@ -39,8 +42,11 @@ def ensure_running(directory: Path) -> str:
 
     Every process that called this holds the server; the last one to exit stops it.
     """
-    if directory in _running:
-        return _running[directory]
+    with _starting:
+        return _running.get(directory) or _start(directory)
+
+
+def _start(directory: Path) -> str:
     with warnings.catch_warnings():
         # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
         warnings.simplefilter("ignore")
