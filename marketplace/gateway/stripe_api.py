@@ -47,6 +47,7 @@ from marketplace.gateway.contract import (
     Unknown,
 )
 from marketplace.metrics import STRIPE_REQUEST_SECONDS
+from marketplace.money import LARGEST_AMOUNT
 from marketplace.redaction import redact
 
 logger = structlog.get_logger(__name__)
@@ -57,6 +58,8 @@ API_VERSION = "2026-10-28.endive"
 OPERATION_ID = "operation_id"
 ORDER_OPERATION_ID = "order_operation_id"
 LARGEST_PAGE = 100
+# What reading a body raises that lacks what Stripe documents.
+ODD_SHAPES = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 class StripeGateway:
@@ -98,27 +101,26 @@ class StripeGateway:
         }
         if source_transaction:
             params["source_transaction"] = source_transaction
+        options = _under_key(idempotency_key)
         return _call(
             "create_transfer",
-            lambda: self._client.transfers.create(params, {"idempotency_key": idempotency_key}),
+            lambda: self._client.transfers.create(params, options),
             lambda made: TransferCreated(transfer=_transfer(made), request_id=_request_id(made)),
         )
 
     def retrieve_transfer(self, stripe_transfer_id: str) -> RetrieveTransferAnswer:
+        transfer = _identifier(stripe_transfer_id)
         return _call(
             "retrieve_transfer",
-            lambda: self._client.transfers.retrieve(_identifier(stripe_transfer_id)),
+            lambda: self._client.transfers.retrieve(transfer),
             lambda found: TransferRetrieved(transfer=_transfer(found), request_id=_request_id(found)),
         )
 
     def list_transfers(self, *, transfer_group: str) -> ListTransfersAnswer:
+        params: Any = {"transfer_group": _identifier(transfer_group), "limit": LARGEST_PAGE}
         return _call(
             "list_transfers",
-            lambda: list(
-                self._client.transfers.list(
-                    {"transfer_group": _identifier(transfer_group), "limit": LARGEST_PAGE}
-                ).auto_paging_iter()
-            ),
+            lambda: list(self._client.transfers.list(params).auto_paging_iter()),
             lambda found: TransfersListed(transfers=tuple(map(_transfer, found))),
         )
 
@@ -131,25 +133,24 @@ class StripeGateway:
         operation_id: UUID,
         idempotency_key: str,
     ) -> ReverseTransferAnswer:
+        transfer, options = _identifier(stripe_transfer_id), _under_key(idempotency_key)
         if amount is None:
             # Stripe's own default is the whole amount, even after a partial reversal: so the amount is always sent.
-            answer = self.retrieve_transfer(stripe_transfer_id)
+            answer = self.retrieve_transfer(transfer)
             if not isinstance(answer, TransferRetrieved):
                 return answer
             amount = answer.transfer.amount - answer.transfer.amount_reversed
             if amount == 0:
-                return self._look_into_refusal(stripe_transfer_id, wanted=1, refusal=_nothing_left(answer))
+                return self._look_into_refusal(transfer, wanted=1, refusal=_nothing_left(answer))
         wanted = _positive(amount)
         params: Any = {"amount": wanted, "metadata": {OPERATION_ID: str(operation_id), "reason": reason}}
         made = _call(
             "reverse_transfer",
-            lambda: self._client.transfers.reversals.create(
-                _identifier(stripe_transfer_id), params, {"idempotency_key": idempotency_key}
-            ),
+            lambda: self._client.transfers.reversals.create(transfer, params, options),
             lambda made: Reversed(reversal=_reversal(made), request_id=_request_id(made)),
         )
         if isinstance(made, Refused) and made.code == "invalid_request_error":
-            return self._look_into_refusal(stripe_transfer_id, wanted=wanted, refusal=made)
+            return self._look_into_refusal(transfer, wanted=wanted, refusal=made)
         return made
 
     def _look_into_refusal(self, stripe_transfer_id: str, *, wanted: int, refusal: Refused) -> ReverseTransferAnswer:
@@ -173,13 +174,10 @@ class StripeGateway:
         )
 
     def list_reversals(self, stripe_transfer_id: str) -> ListReversalsAnswer:
+        transfer = _identifier(stripe_transfer_id)
         return _call(
             "list_reversals",
-            lambda: list(
-                self._client.transfers.reversals.list(
-                    _identifier(stripe_transfer_id), {"limit": LARGEST_PAGE}
-                ).auto_paging_iter()
-            ),
+            lambda: list(self._client.transfers.reversals.list(transfer, {"limit": LARGEST_PAGE}).auto_paging_iter()),
             lambda found: ReversalsListed(reversals=tuple(map(_reversal, found))),
         )
 
@@ -191,20 +189,18 @@ class StripeGateway:
             "amount": _positive(amount),
             "metadata": {OPERATION_ID: str(operation_id)},
         }
+        options = _under_key(idempotency_key)
         return _call(
             "create_refund",
-            lambda: self._client.refunds.create(params, {"idempotency_key": idempotency_key}),
+            lambda: self._client.refunds.create(params, options),
             lambda made: RefundCreated(refund=refund_facts(made.to_dict()), request_id=_request_id(made)),
         )
 
     def list_refunds(self, *, payment_intent: str) -> ListRefundsAnswer:
+        params: Any = {"payment_intent": _identifier(payment_intent), "limit": LARGEST_PAGE}
         return _call(
             "list_refunds",
-            lambda: list(
-                self._client.refunds.list(
-                    {"payment_intent": _identifier(payment_intent), "limit": LARGEST_PAGE}
-                ).auto_paging_iter()
-            ),
+            lambda: list(self._client.refunds.list(params).auto_paging_iter()),
             lambda found: RefundsListed(refunds=tuple(refund_facts(refund.to_dict()) for refund in found)),
         )
 
@@ -227,9 +223,10 @@ class StripeGateway:
             "transfer_group": transfer_group,
             "metadata": {ORDER_OPERATION_ID: str(operation_id)},
         }
+        options = _under_key(idempotency_key)
         return _call(
             "create_payment",
-            lambda: self._client.payment_intents.create(params, {"idempotency_key": idempotency_key}),
+            lambda: self._client.payment_intents.create(params, options),
             lambda made: PaymentCreated(payment=payment_facts(made.to_dict()), request_id=_request_id(made)),
         )
 
@@ -246,9 +243,10 @@ class StripeGateway:
                 "stripe_dashboard": {"type": "none"},
             },
         }
+        options = _under_key(idempotency_key)
         return _call(
             "create_account",
-            lambda: self._client.accounts.create(params, {"idempotency_key": idempotency_key}),
+            lambda: self._client.accounts.create(params, options),
             lambda made: AccountCreated(
                 account=account_facts(made.to_dict(), seen_at=datetime.now(tz=UTC)),
                 request_id=_request_id(made),
@@ -278,7 +276,7 @@ def payment_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -
         amount_received=_whole(body["amount_received"]),
         currency=_text(body["currency"]),
         status=_text(body["status"]),
-        order_operation_id=_metadata(body).get(ORDER_OPERATION_ID, ""),
+        order_operation_id=_metadata(body, ORDER_OPERATION_ID),
         paid_at=seen_at or _time(body["created"]),
     )
 
@@ -294,8 +292,8 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
         amount=_whole(body["amount"]),
         currency=_text(body["currency"]),
         status=_text(body["status"]),
-        operation_id=_metadata(body).get(OPERATION_ID, ""),
-        failure_reason=str(body.get("failure_reason") or ""),
+        operation_id=_metadata(body, OPERATION_ID),
+        failure_reason=_text_or_none(body.get("failure_reason")),
         seen_at=seen_at or _time(body["created"]),
     )
 
@@ -306,19 +304,22 @@ def account_facts(body: Mapping[str, Any], *, seen_at: datetime) -> AccountFacts
     return AccountFacts(
         stripe_account_id=_text(body["id"]),
         transfers_capability=_text(capabilities.get("transfers", "unrequested")),
-        payouts_enabled=bool(body.get("payouts_enabled", False)),
+        payouts_enabled=_truth(body.get("payouts_enabled", False)),
         seen_at=seen_at,
     )
 
 
 def _transfer(made: stripe.Transfer) -> TransferFacts:
     body = made.to_dict()
+    amount, amount_reversed = _whole(body["amount"]), _whole(body["amount_reversed"])
+    if amount_reversed > amount:
+        raise ValueError("more is reversed than was transferred")
     return TransferFacts(
         stripe_transfer_id=_text(body["id"]),
-        amount=_whole(body["amount"]),
-        amount_reversed=_whole(body["amount_reversed"]),
+        amount=amount,
+        amount_reversed=amount_reversed,
         currency=_text(body["currency"]),
-        operation_id=_metadata(body).get(OPERATION_ID, ""),
+        operation_id=_metadata(body, OPERATION_ID),
     )
 
 
@@ -328,13 +329,14 @@ def _reversal(made: Any) -> ReversalFacts:
         stripe_reversal_id=_text(body["id"]),
         amount=_whole(body["amount"]),
         currency=_text(body["currency"]),
-        operation_id=_metadata(body).get(OPERATION_ID, ""),
-        status=body.get("status") or "",
+        operation_id=_metadata(body, OPERATION_ID),
+        status=_text_or_none(body.get("status")),
     )
 
 
-def _metadata(body: Mapping[str, Any]) -> dict[str, str]:
-    return dict(body.get("metadata") or {})
+def _metadata(body: Mapping[str, Any], name: str) -> str:
+    metadata = body.get("metadata") or {}
+    return _text_or_none(metadata.get(name))
 
 
 def _reference(value: Any) -> str:
@@ -350,14 +352,35 @@ def _text(value: Any) -> str:
     return value
 
 
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {type(value).__name__}")
+    return value
+
+
+def _text_or_none(value: Any) -> str:
+    """Empty for null, and for what Stripe left out."""
+    return "" if value is None or value == "" else _text(value)
+
+
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"expected a whole number, got {type(value).__name__}")
+    if not 0 <= value <= LARGEST_AMOUNT:
+        raise ValueError("a number is negative, or larger than any amount")
     return value
 
 
 def _time(value: Any) -> datetime:
-    return datetime.fromtimestamp(_whole(value), tz=UTC)
+    try:
+        return datetime.fromtimestamp(_whole(value), tz=UTC)
+    except (OverflowError, OSError):
+        raise ValueError("a time is beyond the calendar") from None
+
+
+def _under_key(idempotency_key: str) -> Any:
+    """Given an empty key the SDK makes up one per call, and two calls would be two effects."""
+    return {"idempotency_key": _identifier(idempotency_key)}
 
 
 def _positive(amount: object) -> int:
@@ -367,10 +390,10 @@ def _positive(amount: object) -> int:
     return amount
 
 
-def _identifier(value: str) -> str:
+def _identifier(value: object) -> str:
     """An empty id would make another call: ``/v1/transfers//reversals``."""
-    if not value:
-        raise ValueError("an id of Stripe is needed, got an empty one")
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"an id or a key is needed, got {value!r}")
     return value
 
 
@@ -378,7 +401,9 @@ def _identifier(value: str) -> str:
 
 
 def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | Failure:
-    """One call: its result read as facts, or its failure as one of ours. Bugs of our own (bad arguments) do escape."""
+    """One call: its result read as facts, or its failure as one of ours. ``send`` has its arguments checked before: a
+    bad one is a bug of our own, and escapes.
+    """
     with STRIPE_REQUEST_SECONDS.labels(call=name).time():
         try:
             result = send()
@@ -389,20 +414,22 @@ def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | F
         except (UnicodeDecodeError, requests.RequestException) as error:
             # stripe-python 16.1 lets both out: a body that is not UTF-8, and a body that breaks off.
             return Unknown(message=f"unreadable answer: {type(error).__name__}")
+        except ODD_SHAPES as error:
+            # JSON, but nothing of Stripe's: the SDK stumbles over a list without data, or an error that is no object.
+            logger.warning("stripe_answer_odd", call=name, exc_info=True)
+            return Unknown(message=f"answer of an unexpected shape: {type(error).__name__}")
     try:
         return read(result)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ODD_SHAPES as error:
         return Unknown(message=f"answer of an unexpected shape: {error}", request_id=_request_id(result))
 
 
 def _failure(error: stripe.StripeError) -> Failure:
     """Decides by HTTP status, and by Stripe's code from the error's body: the SDK's ``e.code`` is None on most."""
-    body: Any = error.error
-    code: str = getattr(body, "code", None) or ""
-    kind: str = getattr(body, "type", None) or ""
+    code, kind = _said(error, "code"), _said(error, "type")
     status = error.http_status
     described = {
-        "message": redact(error.user_message or type(error).__name__),
+        "message": redact(str(error.user_message or type(error).__name__)),
         "request_id": error.request_id or "",
     }
     match status:
@@ -414,22 +441,27 @@ def _failure(error: stripe.StripeError) -> Failure:
             return Busy(**described)
         case 429:
             reason = (error.headers or {}).get("Stripe-Rate-Limited-Reason", "")
-            if code == "lock_timeout" or not reason:
-                return Busy(**described)
-            return RateLimited(**described, reason=reason)
+            if reason or code == "rate_limit":
+                return RateLimited(**described, reason=reason)
+            return Busy(**described)
         case 424:
             return Unknown(**described)
         case 500:
             return ServerError(**described)
-        case int() if 400 <= status < 500:
+        case int() if 400 <= status < 500 and kind:
             if code == "rate_limit":
                 return RateLimited(**described)
             if code == "balance_insufficient":
                 return InsufficientFunds(**described)
-            return Refused(**described, code=code or kind or f"http_{status}")
+            return Refused(**described, code=code or kind)
         case _:
-            # No answer, another 5xx, or a success whose body cannot be read.
+            # No answer, another 5xx, or a body that is not Stripe's: a success that cannot be read, a proxy's refusal.
             return Unknown(**described)
+
+
+def _said(error: stripe.StripeError, name: str) -> str:
+    value = getattr(error.error, name, None)
+    return value if isinstance(value, str) else ""
 
 
 def _nothing_left(found: TransferRetrieved) -> Refused:
