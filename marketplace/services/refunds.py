@@ -342,8 +342,9 @@ def _locked_refund(facts: RefundFacts, order: Order, *, actor: str) -> Refund:
 
 def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, actor: str) -> None:
     known: dict[str, Any] = {"stripe_refund_id": facts.stripe_refund_id}
-    if status == RefundStatus.SUCCEEDED and refund.succeeded_at is None:
-        known["succeeded_at"] = facts.seen_at
+    if status == RefundStatus.SUCCEEDED:
+        # The first time that Stripe told of, not the first that reached us.
+        known["succeeded_at"] = min(refund.succeeded_at or facts.seen_at, facts.seen_at)
     is_newer = refund.stripe_seen_at is None or (facts.seen_at, RANK[status]) > (
         refund.stripe_seen_at,
         RANK[RefundStatus(refund.status)],
