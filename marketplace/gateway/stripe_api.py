@@ -416,7 +416,7 @@ def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | F
             return Unknown(message=f"unreadable answer: {type(error).__name__}")
         except ODD_SHAPES as error:
             # JSON, but nothing of Stripe's: the SDK stumbles over a list without data, or an error that is no object.
-            logger.warning("stripe_answer_odd", call=name, exc_info=True)
+            logger.warning("stripe_answer_odd", call=name, error=redact(f"{type(error).__name__}: {error}"))
             return Unknown(message=f"answer of an unexpected shape: {type(error).__name__}")
     try:
         return read(result)

@@ -1,6 +1,7 @@
 """Raw bytes and a signature in, a verified event out."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,25 +42,37 @@ def verify(body: bytes, signature: str | None) -> IncomingEvent:
         raise SignatureRefused("the body is not UTF-8, so no signature of Stripe's can fit") from None
     _check_signature(text, signature)
     try:
-        event = json.loads(text)
-    except ValueError:
-        raise MalformedEvent("the signed body is not JSON") from None
+        event = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        raise MalformedEvent("the signed body is not JSON that can be read") from None
     return _read(event)
+
+
+def _finite(text: str) -> float:
+    """Neither NaN nor Infinity is JSON, and a number beyond the range of floats would become one of them."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 def _check_signature(text: str, signature: str | None) -> None:
     if not signature:
         raise SignatureRefused("the Stripe-Signature header is missing")
+    if not signature.isascii():
+        # The SDK's comparison in constant time fails on other characters.
+        raise SignatureRefused("the Stripe-Signature header has characters that no signature has")
     tolerance = int(settings.STRIPE_WEBHOOK_TOLERANCE.total_seconds())
-    refusal = "no webhook secret is configured"
+    refusals: dict[str, None] = {}
     for secret in settings.STRIPE_WEBHOOK_SECRETS:
         try:
             stripe.WebhookSignature.verify_header(text, signature, secret, tolerance)
         except stripe.SignatureVerificationError as error:
-            refusal = error.user_message or "the signature does not fit"
+            refusals[str(error.user_message)] = None
         else:
             return
-    raise SignatureRefused(refusal)
+    # One of several secrets may fit a stamp that is too old: that reason must not be hidden by the others'.
+    raise SignatureRefused("; ".join(refusals) or "no webhook secret is configured")
 
 
 def _read(event: Any) -> IncomingEvent:
@@ -68,23 +81,36 @@ def _read(event: Any) -> IncomingEvent:
     data = event.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("object"), dict):
         raise MalformedEvent("data.object is missing: expected an object")
-    expected = {"id": str, "type": str, "livemode": bool, "created": int}
-    for name, kind in expected.items():
-        if not isinstance(event.get(name), kind):
+    for name, kind in {"livemode": bool, "created": int}.items():
+        if type(event.get(name)) is not kind:
             raise MalformedEvent(f"{name} is {type(event.get(name)).__name__}: expected {kind.__name__}")
-    if not event["id"].startswith("evt_") or len(event["id"]) > 255 or len(event["type"]) > 255:
-        raise MalformedEvent("id is not an evt_… of at most 255 characters, or the type is longer than that")
-    account, version = event.get("account"), event.get("api_version")
-    try:
-        created_at = datetime.fromtimestamp(event["created"], tz=UTC)
-    except (OverflowError, OSError, ValueError):
-        raise MalformedEvent("created is not a time in seconds since 1970") from None
+    identity = _text(event, "id", longest=255)
+    if not identity.startswith("evt_"):
+        raise MalformedEvent("id is not an evt_…")
     return IncomingEvent(
-        stripe_event_id=event["id"],
-        type=event["type"],
-        stripe_account_id=account if isinstance(account, str) else "",
+        stripe_event_id=identity,
+        type=_text(event, "type", longest=255),
+        # Of our own account's events this is left out, and of old events the version may be null.
+        stripe_account_id="" if event.get("account") is None else _text(event, "account", longest=255),
         livemode=event["livemode"],
-        api_version=version if isinstance(version, str) else "",
-        created_at=created_at,
+        api_version="" if event.get("api_version") is None else _text(event, "api_version", longest=100),
+        created_at=_time(event["created"]),
         payload=event,
     )
+
+
+def _text(event: Mapping[str, Any], name: str, *, longest: int) -> str:
+    """What the inbox stores in columns of its own: no NUL, no half of a surrogate pair, not longer than the column."""
+    value = event.get(name)
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value) > longest:
+        raise MalformedEvent(f"{name} is not a printable text of 1 to {longest} characters")
+    return value
+
+
+def _time(created: int) -> datetime:
+    try:
+        if created >= 0:
+            return datetime.fromtimestamp(created, tz=UTC)
+    except (OverflowError, OSError, ValueError):
+        pass
+    raise MalformedEvent("created is not a time in seconds since 1970")

@@ -390,14 +390,14 @@ def test_only_a_reversal_may_leave_the_amount_out(scripted: ScriptedServer, to_s
 @pytest.mark.parametrize(
     "ask",
     [
-        pytest.param(lambda gateway, id: reverse(gateway, id), id="reverse"),
-        pytest.param(lambda gateway, id: reverse(gateway, id, amount=None), id="reverse all"),
-        pytest.param(lambda gateway, id: gateway.retrieve_transfer(id), id="retrieve"),
-        pytest.param(lambda gateway, id: gateway.list_reversals(id), id="list reversals"),
-        pytest.param(lambda gateway, id: gateway.list_transfers(transfer_group=id), id="list transfers"),
-        pytest.param(lambda gateway, id: gateway.list_refunds(payment_intent=id), id="list refunds"),
-        pytest.param(lambda gateway, id: create_refund(gateway, payment_intent=id), id="refund"),
-        pytest.param(lambda gateway, id: create_transfer(gateway, destination=id), id="transfer"),
+        pytest.param(reverse, id="reverse"),
+        pytest.param(lambda gateway, empty: reverse(gateway, empty, amount=None), id="reverse all"),
+        pytest.param(lambda gateway, empty: gateway.retrieve_transfer(empty), id="retrieve"),
+        pytest.param(lambda gateway, empty: gateway.list_reversals(empty), id="list reversals"),
+        pytest.param(lambda gateway, empty: gateway.list_transfers(transfer_group=empty), id="list transfers"),
+        pytest.param(lambda gateway, empty: gateway.list_refunds(payment_intent=empty), id="list refunds"),
+        pytest.param(lambda gateway, empty: create_refund(gateway, payment_intent=empty), id="refund"),
+        pytest.param(lambda gateway, empty: create_transfer(gateway, destination=empty), id="transfer"),
     ],
 )
 def test_an_empty_id_is_never_sent(scripted: ScriptedServer, to_scripted: Any, ask: Ask, empty: Any) -> None:
