@@ -228,12 +228,6 @@ DEMO_WEB_PORT = env.integer("DEMO_WEB_PORT", "8000", minimum=1, maximum=65535)
 DEMO_SIMULATOR_PORT = env.integer("DEMO_SIMULATOR_PORT", "12111", minimum=1, maximum=65535)
 DEMO_METRICS_PORT = env.integer("DEMO_METRICS_PORT", "9464", minimum=1, maximum=65535)
 
-# --- Demonstration ----------------------------------------------------------------------------------------------------
-
-DEMO_WEB_PORT = env.integer("DEMO_WEB_PORT", "8000", minimum=1, maximum=65535)
-DEMO_SIMULATOR_PORT = env.integer("DEMO_SIMULATOR_PORT", "12111", minimum=1, maximum=65535)
-DEMO_METRICS_PORT = env.integer("DEMO_METRICS_PORT", "9464", minimum=1, maximum=65535)
-
 # --- Logs -------------------------------------------------------------------------------------------------------------
 
 LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
