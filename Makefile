@@ -21,7 +21,7 @@ help: ## Show this list
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is %d.%d; choose another by PYTHON=…" % sys.version_info[:2])'
 	@echo "Making .venv from requirements.lock (about half a minute) …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip --quiet --disable-pip-version-check install --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip --quiet --quiet --disable-pip-version-check install --require-hashes -r requirements.lock
 	@touch $@
 
 env: .venv/installed ## Make .venv from the lock file
