@@ -56,9 +56,8 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """It and the processes that it started, at once."""
+        """It and the processes that it started, at once; also those that outlived it."""
         if self._process is not None:
-            # The group may outlive its leader, so it is asked for whether or not the leader runs.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -31,6 +31,7 @@ LOOK_AT_WEBHOOK = (
 LOOK_AT_TRANSFER_WORKER = "is run_transfer_retry_worker running, on this database and with TRANSFER_RETRY_ENABLED=true?"
 LOOK_AT_REVERSAL_WORKER = "is run_reversal_worker running, on this database and with REVERSAL_WORKER_ENABLED=true?"
 LOOK_AT_ROW = "the row's history in the admin: it names Stripe's request"
+LOOK_AT_STRIPE = "Stripe's answer above: the worker runs, and tries again at that time"
 
 
 class ProbeFailed(CannotGoOn):
@@ -142,7 +143,7 @@ class _Probe:
             "transfer",
             look,
             waited_for="the seller's transfer to be completed",
-            seen=lambda: (_described(SellerTransfer.objects.get(order=order)), LOOK_AT_TRANSFER_WORKER),
+            seen=lambda: _seen_of_work(SellerTransfer.objects.get(order=order), LOOK_AT_TRANSFER_WORKER),
         )
         self.tell("transfer", f"{row.stripe_transfer_id} completed, {Money(row.amount, row.currency)} to the seller")
         return row
@@ -172,7 +173,7 @@ class _Probe:
         def seen() -> tuple[str, str]:
             row = Refund.objects.get(pk=refund.pk)
             if not row.stripe_refund_id:
-                return _described(row), LOOK_AT_REVERSAL_WORKER
+                return _seen_of_work(row, LOOK_AT_REVERSAL_WORKER)
             return _seen_of_webhook(row.stripe_refund_id, _described(row))
 
         event = self.wait("refund's webhook", look, waited_for="Stripe's event of the refund", seen=seen)
@@ -188,7 +189,7 @@ class _Probe:
             row, asked = SellerTransfer.objects.get(pk=transfer.pk), Refund.objects.get(pk=refund.pk)
             if asked.succeeded_at is None:
                 return f"{_described(asked)}; {_described(row)}", LOOK_AT_WEBHOOK
-            return _described(row), LOOK_AT_REVERSAL_WORKER
+            return _seen_of_work(row, LOOK_AT_REVERSAL_WORKER)
 
         row = self.wait("reversal", look, waited_for=f"transfer {transfer.pk} to be reversed", seen=seen)
         self.tell("reversal", f"transfer {row.pk} is reversed: {row.stripe_reversal_id}")
@@ -257,6 +258,10 @@ def _seen_of_webhook(stripe_id: str, row: str) -> tuple[str, str]:
         return f"{row}; the inbox has no event of {stripe_id}", LOOK_AT_WEBHOOK
     told = event.last_error_message or event.outcome
     return f"{row}; {event.type} {event.stripe_event_id} is {event.status}: {told}", "the event in the admin"
+
+
+def _seen_of_work(row: SellerTransfer | Refund, worker: str) -> tuple[str, str]:
+    return _described(row), LOOK_AT_STRIPE if row.last_error_code else worker
 
 
 def _described(row: "SellerTransfer | Refund") -> str:

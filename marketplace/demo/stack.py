@@ -80,7 +80,7 @@ def run(ports: Ports, *, console: Console) -> None:
     with _only_one(state):
         _require_free(ports)
         demo = Demo(ports, state=state, console=console)
-        with demo.stopping_on_signals():
+        with terminal.quiet_logs(), demo.stopping_on_signals():
             try:
                 demo.bring_up()
                 demo.fill()
@@ -278,7 +278,7 @@ class Demo:
             there = ", ".join(f"{count} {model._meta.verbose_name_plural}" for model, count in counts.items())
             self._line("data", f"as it was left: {there}")
             return
-        with self._naming_the_dead(), terminal.quiet_logs():
+        with self._naming_the_dead():
             wanted = seed.Wanted()
             with self._timed("data", f"sample data of seed {wanted.seed}, through the services and Stripe"):
                 seeded = seed.run(wanted, self._gateway, console=self._console)
@@ -287,7 +287,7 @@ class Demo:
     def prove(self) -> None:
         self._console.print("\n[bold]One refund, followed until Stripe shows the reversal[/]\n")
         try:
-            with self._naming_the_dead(), terminal.quiet_logs():
+            with self._naming_the_dead():
                 outcome = probe.run(self._gateway, timeout=PROBE_SECONDS, console=self._console)
         except ProbeFailed as error:
             probe.tell_failure(error, self._console)
@@ -325,7 +325,7 @@ class Demo:
                 if not self._is_spawning:
                     raise Stopped
             elif number == signal.SIGINT and time.monotonic() - self._stopping_since > SAME_PRESS_SECONDS:
-                self._was_killed = True
+                self._was_killed = any(child.is_running for child in self._children)
                 for child in self._children:
                     child.kill()
 
@@ -345,6 +345,9 @@ class Demo:
         workers = [child for child in self._children if child.name.endswith("worker")]
         for group in (workers, *([child] for child in reversed(self._children) if child not in workers)):
             self._stop_together(group)
+        for child in self._children:
+            # A web server that was killed leaves its own children behind.
+            child.kill()
         connections.close_all()
         for database in connections.all(initialized_only=True):
             # The pool's threads would outlive us by seconds.

@@ -20,11 +20,15 @@ def console(stream: OutputWrapper | IO[str]) -> Console:
 
 @contextmanager
 def quiet_logs() -> Iterator[None]:
-    """Only warnings and worse of ours: the steps are told on the terminal already."""
-    ours = logging.getLogger("marketplace")
-    before = ours.level
-    ours.setLevel(logging.WARNING)
+    """Only warnings and worse of ours, for the steps are told on the terminal already; and of the connection pool only
+    errors, for it complains of each query that Ctrl-C broke off.
+    """
+    levels = {"marketplace": logging.WARNING, "psycopg.pool": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        ours.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
