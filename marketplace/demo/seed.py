@@ -43,7 +43,8 @@ class Wanted:
     orders: int = 12
     sellers_per_order: int | None = None
     refund_fraction: float = 0.25
-    seed: int = 1
+    # Its three refunds are over one, two and three sellers, one of them in yen.
+    seed: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
