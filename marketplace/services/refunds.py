@@ -234,7 +234,7 @@ def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
 def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> None:
     error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
     with transaction.atomic(durable=True):
-        _try_again(_still_asking(claimed), error, actor=actor, look_first=True)
+        _try_again(_still_asking(claimed), error, actor=actor)
 
 
 def _still_asking(claimed: Refund) -> Refund:

@@ -230,7 +230,7 @@ def settle(claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str) -> No
             case AlreadyReversed():
                 settlement.already_reversed(answer)
             case NotFound() | Refused():
-                settlement.needs_a_person(outcomes.error_of(answer))
+                settlement.refused(outcomes.error_of(answer))
             case InsufficientFunds():
                 settlement.wait_for_funds(answer)
             case Busy() | RateLimited():
@@ -264,7 +264,8 @@ def _settle_without_answer(claimed: Claimed, error: dict[str, Any], *, actor: st
         if final:
             settlement.needs_a_person(error)
         else:
-            settlement.try_again(error, look_first=True)
+            # The call may be running still: the same key is safe, a new one would not be.
+            settlement.try_again(error, look_first=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,15 +387,24 @@ class _Settlement:
             self._conclude(amount_reversed=taken, stripe_reversal_id=newest, reason=reason)
         else:
             message = f"{self.transfer.amount - taken} is left at Stripe, {self.reversal.amount} is owed"
-            self.needs_a_person(
+            self.refused(
                 outcomes.error(PARTLY_REVERSED_ELSEWHERE, message, answer.request_id),
                 amount_reversed=taken,
                 stripe_reversal_id=newest,
             )
 
-    def needs_a_person(self, error: dict[str, Any], **fields: Any) -> None:
+    def refused(self, error: dict[str, Any], **fields: Any) -> None:
+        """A plain no. Stripe may repeat it under this key for a day, so a retry looks and then takes a new one."""
+        self.needs_a_person(error, look_first=True, **fields)
+
+    def needs_a_person(self, error: dict[str, Any], *, look_first: bool | None = None, **fields: Any) -> None:
         reason = f"{error['last_error_code']}: {error['last_error_message']}"
-        self.reversal.transition(ReversalStatus.FAILED, reason=reason, actor=self.actor)
+        self.reversal.transition(
+            ReversalStatus.FAILED,
+            reason=reason,
+            actor=self.actor,
+            look_first=self.reversal.look_first if look_first is None else look_first,
+        )
         self._move(
             TransferStatus.PERMANENTLY_FAILED,
             reason,
@@ -418,7 +428,7 @@ class _Settlement:
         error = outcomes.error_of(failure)
         since = self.reversal.waiting_for_funds_since
         if since is not None and timezone.now() - since > settings.REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE:
-            self.needs_a_person(error)
+            self.refused(error)
             return
         self.reversal.change(
             reason="insufficient funds",
@@ -496,16 +506,16 @@ def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor:
 def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     """Make the reversals of a permanently failed transfer due again, with a fresh budget.
 
-    Before anything is sent Stripe is looked at, for the last outcome may be unknown. Where a part came back by other
-    hands, what is left becomes a new reversal in place of the old one. Runs inside the caller's transaction, which
-    holds the lock.
+    Each keeps its key: where the last outcome is unknown the call may still be running at Stripe, and only the same key
+    is safe. Where a part came back by other hands, what is left becomes a new reversal in place of the old one. Runs
+    inside the caller's transaction, which holds the lock.
     """
     for reversal in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id"):
         if reversal.stripe_reversal_id:
             # Given up by Stripe, and replaced at that time.
             continue
         if reversal.amount <= transfer.amount_unreversed:
-            reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, look_first=True)
+            reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, waiting_for_funds_since=None)
             continue
         reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor)
         create(
@@ -515,7 +525,6 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
             refund=reversal.refund,
             actor=actor,
             reason=f"{reason}; in place of reversal {reversal.pk}",
-            look_first=True,
         )
     transfer.transition(
         TransferStatus.REVERSAL_PENDING,

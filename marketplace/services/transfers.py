@@ -112,7 +112,8 @@ def settle_unexpected(claimed: SellerTransfer, exception: Exception, *, actor: s
     error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
     with transaction.atomic(durable=True):
         transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
-        _Settlement(transfer=transfer, actor=actor).try_again(error, look_first=True)
+        # The call may be running still: the same key is safe, a new one would not be.
+        _Settlement(transfer=transfer, actor=actor).try_again(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ class _Settlement:
     def refused(self, error: dict[str, Any]) -> None:
         """Stripe said no, so the seller was not paid and owes nothing; what is still to be paid needs a person."""
         if self._keep_back_what_is_owed(error):
-            self._move_to_person(error)
+            # Stripe may repeat its no under this key for a day, so a retry looks and then takes a new one.
+            self._move_to_person(error, look_first=True)
 
     def not_sent(self, error: dict[str, Any]) -> None:
         """The platform's balance is too small. Stripe repeats that under this key for a day, so the next one is new."""
@@ -180,7 +182,7 @@ class _Settlement:
             message = f"{spent} {error['last_error_message']}"
             self._move_to_person(
                 {**error, "last_error_code": reversals.RETRIES_EXHAUSTED, "last_error_message": message},
-                look_first=True,
+                **({"look_first": True} if look_first else {}),
                 **fields,
             )
             return
@@ -261,8 +263,6 @@ def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None
         next_retry_at=Now(),
         retry_count=0,
         failed_leg="",
-        # Whatever was stored under the old key must not be the answer to this try.
-        look_first=True,
     )
     if transfer.in_doubt:
         return

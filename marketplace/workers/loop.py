@@ -166,6 +166,8 @@ class Worker:
     def _refill(self, pool: ThreadPoolExecutor) -> int:
         """Claim as many rows as there are free threads, no more: a claimed row's lease is running."""
         total = 0
+        # Each queue is first in its turn: a long backlog of one must not keep the others waiting for a free thread.
+        self._queues = [*self._queues[1:], *self._queues[:1]]
         for queue in self._queues:
             free = min(self._concurrency - self._in_hand, self._batch_size)
             if free <= 0:

@@ -584,7 +584,7 @@ def test_an_error_of_our_own_is_kept_with_the_refund(
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     queue.settle_unexpected(claimed, ZeroDivisionError("a bug"))
     refund.refresh_from_db()
-    assert (refund.retry_count, refund.look_first, refund.lease_token) == (1, True, None)
+    assert (refund.retry_count, refund.look_first, refund.lease_token) == (1, False, None)
     due(refund)
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     queue.release(claimed)

@@ -16,7 +16,7 @@ def retry(transfer: SellerTransfer) -> SellerTransfer:
     return transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="looked into it")
 
 
-def test_retrying_a_reversal_makes_it_due_now_with_a_fresh_budget_and_a_look_first() -> None:
+def test_retrying_a_reversal_makes_it_due_now_with_a_fresh_budget() -> None:
     transfer = SellerTransferFactory(permanently_failed=True)
     retried = retry(transfer)
     transfer.refresh_from_db()
@@ -25,7 +25,7 @@ def test_retrying_a_reversal_makes_it_due_now_with_a_fresh_budget_and_a_look_fir
     assert transfer.next_retry_at is not None
     assert transfer.next_retry_at <= timezone.now()
     owed = transfer.reversals.get()
-    assert (owed.status, owed.look_first) == (ReversalStatus.PENDING, True)
+    assert (owed.status, owed.waiting_for_funds_since) == (ReversalStatus.PENDING, None)
     last = transfer.history.latest("pgh_id")
     assert (last.pgh_context["actor"], last.pgh_context["reason"]) == ("user:olga", "looked into it")
 
@@ -34,7 +34,7 @@ def test_retrying_a_sending_makes_it_failed_and_due_now() -> None:
     transfer = SellerTransferFactory(permanently_failed_sending=True)
     retry(transfer)
     transfer.refresh_from_db()
-    assert (transfer.status, transfer.retry_count, transfer.look_first) == (TransferStatus.FAILED, 0, True)
+    assert (transfer.status, transfer.retry_count) == (TransferStatus.FAILED, 0)
     assert transfer.next_retry_at is not None
 
 

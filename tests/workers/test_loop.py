@@ -129,6 +129,14 @@ def test_a_slow_call_does_not_hold_up_the_others() -> None:
     assert len(rows.performed) == 10
 
 
+def test_a_long_backlog_of_one_queue_does_not_keep_the_others_waiting() -> None:
+    order: list[str] = []
+    long = Rows(range(50), lambda _row: order.append("long"))
+    short = Rows([1], lambda _row: order.append("short"))
+    worker(long, short, concurrency=1, batch_size=1).run_once()
+    assert order.index("short") <= 2
+
+
 def test_a_poison_row_does_not_stop_the_queue() -> None:
     def perform(row: int) -> None:
         if row == 1:

@@ -94,7 +94,7 @@ def test_a_failed_transfer_that_fails_again_stays_failed_and_waits_longer(
     assert 100 < (transfer.next_retry_at - timezone.now()).total_seconds() <= 120
 
 
-def test_exhausted_retries_ask_a_person_and_look_first_afterwards(
+def test_exhausted_retries_ask_a_person_and_the_outcome_stays_unknown(
     payable: Make, run_transfers: Run, simulator: Any
 ) -> None:
     transfer = payable(failed=True, retry_count=5)
@@ -102,7 +102,7 @@ def test_exhausted_retries_ask_a_person_and_look_first_afterwards(
     run_transfers()
     transfer.refresh_from_db()
     assert (transfer.status, transfer.failed_leg) == (TransferStatus.PERMANENTLY_FAILED, "sending")
-    assert (transfer.last_error_code, transfer.look_first, transfer.in_doubt) == ("retries_exhausted", True, True)
+    assert (transfer.last_error_code, transfer.in_doubt) == ("retries_exhausted", True)
 
 
 def test_a_500_after_the_effect_is_found_and_not_paid_again(payable: Make, run_transfers: Run, simulator: Any) -> None:
@@ -242,8 +242,38 @@ def test_an_error_of_our_own_is_kept_with_the_row(payable: Make, gateway: Any) -
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     queue.settle_unexpected(claimed, ZeroDivisionError("a bug"))
     transfer.refresh_from_db()
-    assert (transfer.status, transfer.retry_count, transfer.look_first) == (TransferStatus.FAILED, 1, True)
+    assert (transfer.status, transfer.retry_count, transfer.look_first) == (TransferStatus.FAILED, 1, False)
     assert transfer.last_error_message == "ZeroDivisionError: a bug"
+
+
+def test_a_retry_while_the_lost_call_still_runs_pays_once(payable: Make, run_transfers: Run, simulator: Any) -> None:
+    """The effect lands late: a look finds nothing yet, so a new key would pay the seller twice."""
+    transfer = payable(failed=True, retry_count=5)
+    simulator.faults.add("late", endpoint=CREATE, seconds=60, times=1)
+    run_transfers()
+    transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="again")
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.FAILED, "busy")
+    simulator.clock.advance(61)
+    due_again(transfer)
+    run_transfers()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+    assert len(made_for(simulator, transfer)) == 1
+
+
+def test_a_retry_after_a_refusal_looks_and_then_uses_a_new_key(
+    payable: Make, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable()
+    simulator.set_capability(transfer.seller.stripe_account_id, "transfers", "inactive")
+    run_transfers()
+    simulator.set_capability(transfer.seller.stripe_account_id, "transfers", "active")
+    transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="they completed their account")
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.key_generation) == (TransferStatus.COMPLETED, 2)
 
 
 # --- Refunded while it was being sent ---------------------------------------------------------------------------------
