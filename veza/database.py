@@ -95,4 +95,4 @@ if __name__ == "__main__":
 
     if sys.argv[1:] != ["stop"]:
         sys.exit("usage: python -m veza.database stop")
-    stop(Path(__file__).resolve().parent.parent / ".veza" / "postgres")
+    stop(Path(__file__).resolve().parent.parent / os.environ.get("VEZA_STATE_DIR", ".veza") / "postgres")
