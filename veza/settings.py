@@ -210,7 +210,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     # Swagger UI would ask a host on the internet to check the document.
-    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None},
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None, "defaultModelsExpandDepth": 0},
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api",
     "ENUM_NAME_OVERRIDES": {
@@ -238,5 +238,53 @@ logs.configure(level=LOG_LEVEL, log_format=LOG_FORMAT)
 UNFOLD = {
     "SITE_TITLE": "Veza marketplace",
     "SITE_HEADER": "Veza marketplace",
+    "SITE_SUBHEADER": "Refunds and reversals",
+    "SITE_SYMBOL": "currency_exchange",
     "SHOW_VIEW_ON_SITE": False,
+    "SHOW_HISTORY": False,
+    "DASHBOARD_CALLBACK": "marketplace.admin.dashboard.context",
+    "SIDEBAR": {
+        "navigation": [
+            {
+                "title": group,
+                "separator": True,
+                "items": [
+                    {
+                        "title": title,
+                        "icon": icon,
+                        "link": reverse_lazy(f"admin:{model}_changelist"),
+                        "permission": f"marketplace.admin.menu.{model}",
+                    }
+                    for title, icon, model in items
+                ],
+            }
+            for group, items in (
+                (
+                    "Money",
+                    [
+                        ("Orders", "shopping_cart", "marketplace_order"),
+                        ("Refunds", "undo", "marketplace_refund"),
+                        ("Transfers", "send_money", "marketplace_sellertransfer"),
+                        ("Reversals", "currency_exchange", "marketplace_transferreversal"),
+                    ],
+                ),
+                (
+                    "Catalogue",
+                    [
+                        ("Sellers", "storefront", "marketplace_seller"),
+                        ("Products", "inventory_2", "marketplace_product"),
+                    ],
+                ),
+                ("Stripe", [("Webhook events", "webhook", "marketplace_webhookevent")]),
+                (
+                    "Access",
+                    [
+                        ("Users", "person", "auth_user"),
+                        ("Groups", "group", "auth_group"),
+                        ("API tokens", "key", "authtoken_tokenproxy"),
+                    ],
+                ),
+            )
+        ],
+    },
 }

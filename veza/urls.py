@@ -10,6 +10,7 @@ handler500 = "marketplace.api.problems.server_error"
 
 urlpatterns = [
     path("", TemplateView.as_view(template_name="start.html"), name="start"),
+    path("favicon.ico", TemplateView.as_view(template_name="favicon.svg", content_type="image/svg+xml")),
     path("admin/", admin.site.urls),
     path("api/", include("marketplace.api.urls")),
     # Without the slash too: Stripe takes a redirect for a failure.

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import django_filters  # type: ignore[import-untyped]  # the package ships no types
+import django_filters
 from django import forms
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django_filters.rest_framework import (  # type: ignore[import-untyped]
+from django_filters.rest_framework import (
     DjangoFilterBackend,
     FilterSet,
 )
@@ -32,7 +32,7 @@ from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalS
 OTHER_PARAMETERS = frozenset({"cursor", "page_size", "ordering", "format"})
 
 
-class KnownParametersOnly(DjangoFilterBackend):  # type: ignore[misc]
+class KnownParametersOnly(DjangoFilterBackend):
     """A misspelt ``status`` must not answer with every row there is."""
 
     def filter_queryset(self, request: Request, queryset: QuerySet[Any], view: APIView) -> QuerySet[Any]:
@@ -53,7 +53,7 @@ class _Id(forms.IntegerField):
 
 
 @extend_schema_field(OpenApiTypes.INT64)
-class IdFilter(django_filters.NumberFilter):  # type: ignore[misc]
+class IdFilter(django_filters.NumberFilter):
     field_class = _Id
 
     def get_max_validator(self) -> None:
@@ -68,7 +68,7 @@ def one_of(choices: Any, **kwargs: Any) -> django_filters.MultipleChoiceFilter:
     )
 
 
-class _Currency(django_filters.CharFilter):  # type: ignore[misc]
+class _Currency(django_filters.CharFilter):
     field_class = forms.RegexField
 
 
@@ -84,7 +84,7 @@ def moment(lookup: str, field_name: str = "created_at") -> django_filters.IsoDat
     )
 
 
-class Searching(FilterSet):  # type: ignore[misc]
+class Searching(FilterSet):
     """``search`` finds whole ids, ours and Stripe's, by the indexes on them; names are found by their parts."""
 
     search = django_filters.CharFilter(
@@ -108,7 +108,7 @@ class Searching(FilterSet):  # type: ignore[misc]
         return found
 
 
-class Created(FilterSet):  # type: ignore[misc]
+class Created(FilterSet):
     created_after = moment("gte")
     created_before = moment("lt")
 

@@ -26,6 +26,12 @@ class ProblemSerializer(serializers.Serializer[Any]):
 class Schema(AutoSchema):
     """Adds the problems that every operation may answer with, and knows of fields that only staff are shown."""
 
+    def get_summary(self) -> str | None:
+        model = getattr(getattr(self.view, "queryset", None), "model", None)
+        if model is None:
+            return None
+        return f"List {model._meta.verbose_name_plural}" if self._is_list_view() else f"One {model._meta.verbose_name}"
+
     def _get_response_bodies(self, direction: Any = "response") -> Any:
         bodies = super()._get_response_bodies(direction)
         describe: Any = self._get_response_for_code

@@ -1,0 +1,7 @@
+"""Django's admin: everything can be seen, what may be done goes through the services, nothing is edited or deleted that
+Stripe has a say in.
+"""
+
+from marketplace.admin import access, refunds, sales, transfers, webhook_events
+
+__all__ = ["access", "refunds", "sales", "transfers", "webhook_events"]

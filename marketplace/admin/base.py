@@ -1,0 +1,171 @@
+"""What all pages share: nothing is deleted, statuses have colours, money is written for people."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Model, TextChoices
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+from unfold.admin import ModelAdmin, TabularInline
+
+from marketplace.money import Money
+from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+
+# Green: the money is where it should be. Blue: on its way. Orange: waits for something. Red: a person is needed.
+# By class: members of two classes with the same text are equal, but need not mean the same.
+COLOURS: Mapping[type[TextChoices], Mapping[str, str]] = {
+    TransferStatus: {
+        TransferStatus.PENDING: "info",
+        TransferStatus.FAILED: "warning",
+        TransferStatus.COMPLETED: "success",
+        TransferStatus.REVERSAL_PENDING: "info",
+        TransferStatus.PARTIALLY_REVERSED: "primary",
+        TransferStatus.REVERSED: "success",
+        TransferStatus.PERMANENTLY_FAILED: "danger",
+        TransferStatus.CANCELED: "default",
+    },
+    ReversalStatus: {
+        ReversalStatus.PENDING: "info",
+        ReversalStatus.SUCCEEDED: "success",
+        ReversalStatus.FAILED: "danger",
+        ReversalStatus.CANCELED: "default",
+    },
+    RefundStatus: {
+        RefundStatus.REQUESTED: "info",
+        RefundStatus.PENDING: "info",
+        RefundStatus.REQUIRES_ACTION: "warning",
+        RefundStatus.SUCCEEDED: "success",
+        RefundStatus.FAILED: "danger",
+        RefundStatus.CANCELED: "default",
+    },
+    OrderStatus: {
+        OrderStatus.PENDING: "info",
+        OrderStatus.PAID: "success",
+        OrderStatus.PARTIALLY_REFUNDED: "primary",
+        OrderStatus.REFUNDED: "default",
+    },
+    EventStatus: {
+        EventStatus.PROCESSED: "success",
+        EventStatus.IGNORED: "default",
+        EventStatus.FAILED: "danger",
+    },
+}
+
+
+def colour(status: TextChoices) -> str:
+    return COLOURS[type(status)][status]
+
+
+def label(status: TextChoices) -> SafeString:
+    return render_to_string("unfold/helpers/label.html", {"text": status.label, "type": colour(status)})
+
+
+def money(amount: int | None, currency: str) -> SafeString | str:
+    if amount is None:
+        return "-"
+    return format_html('<span class="tabular-nums whitespace-nowrap">{}</span>', str(Money(amount, currency)))
+
+
+def code(text: str) -> SafeString | str:
+    """An id of Stripe's, in one piece and easy to select."""
+    return format_html('<span class="font-mono text-xs whitespace-nowrap select-all">{}</span>', text) if text else "-"
+
+
+def link(row: Model | None, text: str = "") -> SafeString | str:
+    if row is None:
+        return "-"
+    address = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
+    # A number belongs to its word; names may be long.
+    style = "whitespace-nowrap" if str(row).endswith(str(row.pk)) else ""
+    return format_html(
+        '<a class="text-primary-600 dark:text-primary-500 {}" href="{}">{}</a>', style, address, text or str(row)
+    )
+
+
+def moment(time: datetime | None) -> SafeString | str:
+    if time is None:
+        return "-"
+    return format_html('<span class="tabular-nums whitespace-nowrap">{}</span>', f"{time:%Y-%m-%d %H:%M}")
+
+
+def yes_no(value: bool) -> Any:  # noqa: FBT001 - it is what is shown
+    """In words: a red cross beside "outcome unknown" would look like bad news."""
+    return _("yes") if value else _("no")
+
+
+class StatusAndMoney:
+    """Columns and fields by which rows show their status and amount; for admins and inlines of these rows."""
+
+    statuses: type[TextChoices]
+
+    @admin.display(description=_("status"), ordering="status")
+    def status_label(self, row: Any) -> SafeString:
+        return label(self.statuses(row.status))
+
+    @admin.display(description=_("amount"), ordering="amount")
+    def amount_shown(self, row: Any) -> SafeString | str:
+        return money(row.amount, row.currency)
+
+
+class Times:
+    """Times in lists, short enough for one line."""
+
+    @admin.display(description=_("next attempt"), ordering="next_retry_at")
+    def due(self, row: Any) -> SafeString | str:
+        return moment(row.next_retry_at)
+
+    @admin.display(description=_("created at"), ordering="created_at")
+    def created(self, row: Any) -> SafeString | str:
+        return moment(row.created_at)
+
+
+class SafeAdmin(Times, ModelAdmin):
+    """Rows are facts: none is deleted. Counting a table twice for one list is not worth its time."""
+
+    show_full_result_count = False
+    list_per_page = 50
+    list_filter_submit = True
+    compressed_fields = True
+
+    def has_delete_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
+        return False
+
+
+class ReadOnlyAdmin(SafeAdmin):
+    """Only services write these."""
+
+    def has_add_permission(self, _request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
+        return False
+
+
+class ReadOnlyInline(Times, TabularInline):
+    extra = 0
+    max_num = 0
+    can_delete = False
+    show_change_link = False
+    hide_title = True
+
+    def has_add_permission(self, _request: HttpRequest, _obj: Any) -> bool:
+        return False
+
+    def has_change_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
+        return False
+
+
+class OwnedInline(ReadOnlyInline):
+    """Rows that belong to the page's row: who may see the one may see the other."""
+
+    def has_view_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
+        return True

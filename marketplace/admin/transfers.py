@@ -1,0 +1,349 @@
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    ChoicesCheckboxFilter,
+    FieldTextFilter,
+    RangeDateTimeFilter,
+)
+from unfold.decorators import action
+from unfold.enums import ActionVariant
+from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+
+from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link, money, yes_no
+from marketplace.admin.history import ReversalHistoryInline, TransferHistoryInline
+from marketplace.errors import MarketplaceError
+from marketplace.models import SellerTransfer, TransferReversal
+from marketplace.services import transfers
+from marketplace.states import ReversalStatus, TransferStatus
+
+# So many refusals stand one below the other on the next page.
+LARGEST_SELECTION = 200
+
+
+class RetryForm(forms.Form):
+    reason = forms.CharField(
+        label=_("Reason"),
+        max_length=500,
+        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
+        help_text=_("What has changed, so that it can work now. It stays in the history."),
+    )
+
+
+class TransferIdForm(RetryForm):
+    stripe_transfer_id = forms.CharField(
+        label=_("Stripe transfer"),
+        max_length=255,
+        widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "tr_…", "autocomplete": "off"}),
+        help_text=_("The id of this transfer in Stripe's dashboard. It cannot be changed afterwards."),
+    )
+    field_order = ("stripe_transfer_id", "reason")
+
+
+class ReversalInline(StatusAndMoney, ReadOnlyInline):
+    model = TransferReversal
+    statuses = ReversalStatus
+    verbose_name_plural = _("reversals")
+    fields = readonly_fields = ("page", "status_label", "amount_shown", "cause", "refund_link", "at_stripe")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("refund").order_by("id")
+
+    @admin.display(description=_("reversal"))
+    def page(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal)
+
+    @admin.display(description=_("refund"))
+    def refund_link(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal.refund)
+
+    @admin.display(description=_("at Stripe"))
+    def at_stripe(self, reversal: TransferReversal) -> SafeString | str:
+        return code(reversal.stripe_reversal_id)
+
+
+@admin.register(SellerTransfer)
+class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
+    statuses = TransferStatus
+    list_display = (
+        "__str__",
+        "status_label",
+        "amount_shown",
+        "reversed_shown",
+        "seller_link",
+        "order_link",
+        "last_error_code",
+        "due",
+        "at_stripe",
+    )
+    list_select_related = ("seller", "order")
+    list_filter = (
+        ("status", ChoicesCheckboxFilter),
+        ("failed_leg", ChoicesCheckboxFilter),
+        ("seller", AutocompleteSelectFilter),
+        ("currency", FieldTextFilter),
+        ("last_error_code", FieldTextFilter),
+        ("created_at", RangeDateTimeFilter),
+    )
+    search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")
+    search_help_text = _("A transfer's number, tr_… or trr_…, whole")
+    actions = ("retry_selected",)
+    actions_detail = ("retry_one", "enter_transfer_id")
+    inlines = (ReversalInline, TransferHistoryInline)
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("status_label", "failed_leg"),
+                    ("seller_link", "order_link"),
+                    ("amount_shown", "reversed_shown", "kept_back_shown"),
+                )
+            },
+        ),
+        (_("At Stripe"), {"fields": (("stripe_transfer_id", "stripe_reversal_id"),)}),
+        (
+            _("The worker"),
+            {
+                "fields": (
+                    ("retry_count", "next_retry_at", "lease_expires_at"),
+                    ("last_error_code", "last_error_at", "last_error_request_id"),
+                    "last_error_message",
+                )
+            },
+        ),
+        (
+            _("Our own"),
+            {
+                "fields": (
+                    ("operation_id", "key_generation"),
+                    ("first_attempted_at", "in_doubt_shown", "look_first_shown"),
+                    ("created_at", "updated_at"),
+                )
+            },
+        ),
+    )
+    readonly_fields = (
+        "status_label",
+        "amount_shown",
+        "reversed_shown",
+        "kept_back_shown",
+        "seller_link",
+        "order_link",
+        "in_doubt_shown",
+        "look_first_shown",
+    )
+
+    # --- Columns --------------------------------------------------------------------------------------------
+
+    @admin.display(description=_("reversed"), ordering="amount_reversed")
+    def reversed_shown(self, transfer: SellerTransfer) -> SafeString | str:
+        return money(transfer.amount_reversed or None, transfer.currency)
+
+    @admin.display(description=_("kept back"))
+    def kept_back_shown(self, transfer: SellerTransfer) -> SafeString | str:
+        return money(transfer.amount_kept_back or None, transfer.currency)
+
+    @admin.display(description=_("seller"), ordering="seller__name")
+    def seller_link(self, transfer: SellerTransfer) -> SafeString | str:
+        return link(transfer.seller)
+
+    @admin.display(description=_("order"), ordering="order_id")
+    def order_link(self, transfer: SellerTransfer) -> SafeString | str:
+        return link(transfer.order)
+
+    @admin.display(description=_("at Stripe"))
+    def at_stripe(self, transfer: SellerTransfer) -> SafeString | str:
+        return code(transfer.stripe_transfer_id)
+
+    @admin.display(description=_("outcome unknown"))
+    def in_doubt_shown(self, transfer: SellerTransfer) -> Any:
+        return yes_no(transfer.in_doubt)
+
+    @admin.display(description=_("look first"))
+    def look_first_shown(self, transfer: SellerTransfer) -> Any:
+        return yes_no(transfer.look_first)
+
+    # --- What an operator may do ----------------------------------------------------------------------------
+
+    def has_retry_permission(self, request: HttpRequest, _object_id: Any = None) -> bool:
+        return self.has_view_permission(request) and request.user.has_perm("marketplace.retry_sellertransfer")
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
+        """Only the buttons that could do something."""
+        transfer = self.get_object(request, str(object_id))
+        if transfer is None or transfer.status != TransferStatus.PERMANENTLY_FAILED:
+            return []
+        useless = set()
+        if transfer.stripe_transfer_id:
+            useless.add("enter_transfer_id")
+        elif transfer.failed_leg != SellerTransfer.Leg.SENDING:
+            useless.add("retry_one")
+        found = super().get_actions_detail(request, object_id)
+        return [item for item in found if item.path not in useless]
+
+    @action(description=_("Retry selected transfers"), permissions=["retry"], icon="replay")
+    def retry_selected(self, request: HttpRequest, rows: QuerySet[SellerTransfer]) -> HttpResponse | None:
+        chosen = list(rows.select_related("seller", "order").order_by("id")[: LARGEST_SELECTION + 1])
+        if len(chosen) > LARGEST_SELECTION:
+            message = gettext("Select at most %(count)s transfers at a time.")
+            self.message_user(request, message % {"count": LARGEST_SELECTION}, messages.ERROR)
+            return None
+        form = RetryForm(request.POST if "apply" in request.POST else None)
+        if form.is_valid():
+            self._retry(request, chosen, form.cleaned_data["reason"])
+            return None
+        return self._ask(request, form, chosen, title=gettext("Retry transfers"), submit=gettext("Retry"))
+
+    @action(
+        description=_("Retry"),
+        permissions=["retry"],
+        url_path="retry_one",
+        icon="replay",
+        variant=ActionVariant.PRIMARY,
+    )
+    def retry_one(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        transfer = self.get_object(request, str(object_id))
+        if transfer is None:
+            return self._back(request, None)
+        form = RetryForm(request.POST or None)
+        if form.is_valid():
+            self._retry(request, [transfer], form.cleaned_data["reason"])
+            return self._back(request, transfer)
+        title = gettext("Retry %(transfer)s") % {"transfer": transfer}
+        return self._ask(request, form, [transfer], title=title, submit=gettext("Retry"))
+
+    @action(
+        description=_("Enter the Stripe id"),
+        permissions=["retry"],
+        url_path="enter_transfer_id",
+        icon="edit",
+        variant=ActionVariant.PRIMARY,
+    )
+    def enter_transfer_id(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        transfer = self.get_object(request, str(object_id))
+        if transfer is None:
+            return self._back(request, None)
+        form = TransferIdForm(request.POST or None)
+        if form.is_valid():
+            try:
+                transfers.enter_transfer_id(
+                    transfer_id=transfer.pk, actor=f"user:{request.user.get_username()}", **form.cleaned_data
+                )
+            except MarketplaceError as error:
+                form.add_error(None, error.message)
+            else:
+                self.message_user(
+                    request, gettext("The Stripe id is entered. Now it can be retried."), messages.SUCCESS
+                )
+                return self._back(request, transfer)
+        title = gettext("Stripe id of %(transfer)s") % {"transfer": transfer}
+        return self._ask(request, form, [transfer], title=title, submit=gettext("Save"))
+
+    def _retry(self, request: HttpRequest, rows: list[SellerTransfer], reason: str) -> None:
+        """Each row by itself: one that cannot be retried does not hold up the others."""
+        done = []
+        for row in rows:
+            try:
+                transfers.retry(transfer_id=row.pk, actor=f"user:{request.user.get_username()}", reason=reason)
+            except MarketplaceError as refusal:
+                self.message_user(request, refusal.message, messages.WARNING)
+            else:
+                done.append(str(row.pk))
+        if done:
+            text = ngettext("Transfer %(ids)s is due again.", "Transfers %(ids)s are due again.", len(done))
+            self.message_user(request, text % {"ids": ", ".join(done)}, messages.SUCCESS)
+
+    def _ask(
+        self, request: HttpRequest, form: forms.Form, rows: list[SellerTransfer], *, title: str, submit: str
+    ) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "title": title,
+            "form": form,
+            "rows": [(row, self.status_label(row), self.amount_shown(row)) for row in rows],
+            "submit_text": submit,
+            "action": request.POST.get("action", ""),
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            "back": reverse("admin:marketplace_sellertransfer_changelist"),
+        }
+        return TemplateResponse(request, "admin/marketplace/ask.html", context)
+
+    def _back(self, _request: HttpRequest, transfer: SellerTransfer | None) -> HttpResponse:
+        if transfer is None:
+            return HttpResponseRedirect(reverse("admin:marketplace_sellertransfer_changelist"))
+        return HttpResponseRedirect(reverse("admin:marketplace_sellertransfer_change", args=[transfer.pk]))
+
+
+@admin.register(TransferReversal)
+class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
+    statuses = ReversalStatus
+    list_display = (
+        "__str__",
+        "status_label",
+        "amount_shown",
+        "cause",
+        "transfer_link",
+        "refund_link",
+        "at_stripe",
+        "created",
+    )
+    list_select_related = ("transfer", "refund")
+    list_filter = (
+        ("status", ChoicesCheckboxFilter),
+        ("cause", ChoicesCheckboxFilter),
+        ("currency", FieldTextFilter),
+        ("created_at", RangeDateTimeFilter),
+    )
+    search_fields = ("id__exact", "stripe_reversal_id__exact", "transfer__stripe_transfer_id__exact")
+    search_help_text = _("A reversal's number, trr_… or tr_…, whole")
+    inlines = (ReversalHistoryInline,)
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("status_label", "cause"),
+                    ("transfer_link", "refund_link"),
+                    "amount_shown",
+                    ("created_at", "updated_at"),
+                )
+            },
+        ),
+        (
+            _("At Stripe"),
+            {"fields": (("stripe_reversal_id", "stripe_status"), "waiting_for_funds_since")},
+        ),
+        (
+            _("Our own"),
+            {"fields": (("operation_id", "key_generation"), ("first_attempted_at", "look_first_shown"))},
+        ),
+    )
+    readonly_fields = ("status_label", "amount_shown", "transfer_link", "refund_link", "look_first_shown")
+
+    @admin.display(description=_("look first"))
+    def look_first_shown(self, reversal: TransferReversal) -> Any:
+        return yes_no(reversal.look_first)
+
+    @admin.display(description=_("transfer"), ordering="transfer_id")
+    def transfer_link(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal.transfer)
+
+    @admin.display(description=_("refund"), ordering="refund_id")
+    def refund_link(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal.refund)
+
+    @admin.display(description=_("at Stripe"))
+    def at_stripe(self, reversal: TransferReversal) -> SafeString | str:
+        return code(reversal.stripe_reversal_id)
