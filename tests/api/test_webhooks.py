@@ -13,6 +13,7 @@ from django.test import Client
 from structlog.testing import capture_logs
 
 from marketplace import inbox
+from marketplace.api.webhooks import stripe_webhook
 from marketplace.models import Order, Seller, SellerTransfer, WebhookEvent
 from tests.factories import SellerFactory, order_with_transfers
 
@@ -292,6 +293,15 @@ def test_what_is_too_large_without_saying_so_is_refused_too(client: Client, sett
 
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = None
     assert post(client, raw).status_code == 200
+
+
+def test_a_body_without_a_length_is_measured_itself(rf: Any, settings: Any) -> None:
+    # Chunked, from a server that hands the whole body on: as ASGI does.
+    settings.STRIPE_WEBHOOK_MAX_BYTES = 1024
+    request = rf.post(ADDRESS, b"", content_type="application/json", CONTENT_LENGTH="")
+    request._body = b"x" * 1025
+
+    assert stripe_webhook(request).status_code == 413
 
 
 @pytest.mark.parametrize("length", ["x", "-5", "9" * 30])
