@@ -1,25 +1,31 @@
 """The inbox: store an event once; apply it through its service, effect and mark in one transaction."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import DATABASE_TROUBLE, MalformedEvent, UnknownOrder
 from marketplace.gateway import stripe_api
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
-from marketplace.models import WebhookEvent
+from marketplace.models import Order, WebhookEvent
 from marketplace.services import leases, outcomes, payments, refunds, sellers
 from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
 
 UNKNOWN_ORDER = "unknown_order"
+# Of the escapes that json.dumps writes: those that must not be taken apart or touched, and those that jsonb refuses.
+ESCAPES = re.compile(
+    r"(?P<fine>\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\u(?:0000|d[89a-f][0-9a-f]{2})",
+)
 
 
 class Ignored(Exception):
@@ -43,8 +49,6 @@ def receive(event: IncomingEvent) -> WebhookEvent:
         _apply(row)
     WEBHOOK_EVENTS.labels(outcome=row.status).inc()
     logger.info("webhook_event", event_id=row.stripe_event_id, type=row.type, status=row.status, outcome=row.outcome)
-    if row.status == EventStatus.PROCESSED and row.type == "payment_intent.succeeded":
-        _apply_what_waited_for(row)
     return row
 
 
@@ -66,11 +70,17 @@ def _store(event: IncomingEvent) -> WebhookEvent | None:
             event.livemode,
             event.api_version,
             event.created_at,
-            # PostgreSQL's jsonb cannot hold the NUL character that JSON can.
-            json.dumps(event.payload).replace("\\\\u0000", "\\\\ufffd"),
+            _storable(event.payload),
         ],
     )
     return next(iter(stored), None)
+
+
+def _storable(payload: Mapping[str, Any]) -> str:
+    """The payload as JSON that PostgreSQL's jsonb can hold: it refuses NUL and lone halves of surrogate pairs, and has
+    the replacement character instead. An escaped backslash before the letters ``u0000`` is no NUL and stays.
+    """
+    return ESCAPES.sub(lambda found: found["fine"] or "\\ufffd", json.dumps(payload, allow_nan=False))
 
 
 def claim(*, batch_size: int, lease: timedelta) -> list[WebhookEvent]:
@@ -90,19 +100,25 @@ def apply_again(claimed: WebhookEvent) -> WebhookEvent:
     return row
 
 
-def _apply_what_waited_for(payment: WebhookEvent) -> None:
-    """Refunds whose events came before the payment's: now is their time, not at the end of their backoff."""
-    payment_intent = payment.payload["data"]["object"]["id"]
-    with transaction.atomic(durable=True):
-        early = WebhookEvent.objects.select_for_update(skip_locked=True).filter(
-            status=EventStatus.FAILED,
-            last_error_code=UNKNOWN_ORDER,
-            next_retry_at__isnull=False,
-            lease_token__isnull=True,
-            payload__data__object__payment_intent=payment_intent,
-        )
-        for row in early.order_by("id"):
-            _apply(row)
+def _apply_what_waited_for(order: Order) -> None:
+    """Refunds whose events came before the payment's: now is their time, not at the end of their backoff.
+
+    Also those that were given up: Stripe may bring the payment's event days later. In the payment's own transaction, so
+    that none is forgotten between the two.
+    """
+    of_payment = Q(payload__data__object__payment_intent=order.stripe_payment_intent_id)
+    if order.stripe_charge_id:
+        of_payment |= Q(payload__data__object__charge=order.stripe_charge_id)
+    early = WebhookEvent.objects.select_for_update(skip_locked=True).filter(
+        of_payment,
+        status__in=[EventStatus.FAILED, EventStatus.IGNORED],
+        last_error_code=UNKNOWN_ORDER,
+        lease_token__isnull=True,
+    )
+    for row in early.order_by("id"):
+        if row.status == EventStatus.IGNORED:
+            row.transition(EventStatus.PROCESSED, reason="its order is paid now", actor="inbox", retry_count=0)
+        _apply(row)
 
 
 def _apply(row: WebhookEvent) -> None:
@@ -121,11 +137,11 @@ def _apply(row: WebhookEvent) -> None:
         logger.exception("webhook_event_failed", event_id=row.stripe_event_id, type=row.type)
         _mark_failed(row, type(error).__name__, error)
     else:
-        _mark(row, EventStatus.PROCESSED, outcome)
+        _mark(row, EventStatus.PROCESSED, outcome, **outcomes.CLEARED_ERROR)
 
 
-def _mark(row: WebhookEvent, status: EventStatus, outcome: str) -> None:
-    fields = {"outcome": outcome[:500], "next_retry_at": None, **leases.RELEASED}
+def _mark(row: WebhookEvent, status: EventStatus, outcome: str, **fields: Any) -> None:
+    fields = {"outcome": outcome[:500], "next_retry_at": None, **leases.RELEASED, **fields}
     if row.status == status:
         row.change(reason=outcome, actor="inbox", **fields)
     else:
@@ -136,21 +152,12 @@ def _mark_failed(row: WebhookEvent, code: str, exception: Exception) -> None:
     """Try again later; at the end an order that never came is none of ours, and anything else is for a person."""
     error = outcomes.error(code, str(exception))
     policy = RetryPolicy.from_settings("REVERSAL")
-    if row.status != EventStatus.FAILED:
-        row.transition(
-            EventStatus.FAILED,
-            reason=code,
-            actor="inbox",
-            outcome=str(exception)[:500],
-            **error,
-            **outcomes.next_try(row, policy) if policy.max_retries else {"next_retry_at": None},
-        )
-    elif not policy.is_exhausted(row.retry_count):
-        row.change(reason=code, actor="inbox", **outcomes.next_try(row, policy), **leases.RELEASED, **error)
+    if not policy.is_exhausted(row.retry_count):
+        _mark(row, EventStatus.FAILED, str(exception), **error, **outcomes.next_try(row, policy))
     elif code == UNKNOWN_ORDER:
-        _mark(row, EventStatus.IGNORED, f"no order of ours appeared: {exception}")
+        _mark(row, EventStatus.IGNORED, f"no order of ours appeared: {exception}", **error)
     else:
-        row.change(reason=code, actor="inbox", next_retry_at=None, **leases.RELEASED, **error)
+        _mark(row, EventStatus.FAILED, str(exception), **error)
         logger.error("webhook_event_needs_a_person", event_id=row.stripe_event_id, type=row.type, code=code)
 
 
@@ -178,6 +185,7 @@ def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     except UnknownOrder as error:
         # Orders are written before their payment is asked for: one that we do not know is somebody else's.
         raise Ignored(str(error)) from error
+    _apply_what_waited_for(order)
     return f"order {order.pk} is paid"
 
 
