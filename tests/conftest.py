@@ -1,4 +1,4 @@
-"""What all tests share. The database is a real PostgreSQL; Stripe is our simulator over HTTP; nothing else is reached."""
+"""What all tests share. The database is a real PostgreSQL, Stripe our simulator over HTTP; nothing else is reached."""
 
 import os
 from collections.abc import Iterator

