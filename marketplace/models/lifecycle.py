@@ -48,9 +48,9 @@ class Lifecycle(models.Model):
             StaleTransition: someone moved the row first, or the lease is no longer ours; nothing was changed.
 
         """
-        if to not in self.TRANSITIONS[type(to)(self.status)]:
+        if to not in self.TRANSITIONS.get(self.status, ()):
             raise IllegalTransition(f"{self._meta.verbose_name} {self.pk} cannot go from {self.status} to {to}")
-        self.change(reason=reason, actor=actor, attempt=attempt, held_by=held_by, status=to.value, **fields)
+        self._write({**fields, "status": to.value}, reason=reason, actor=actor, attempt=attempt, held_by=held_by)
 
     def change(
         self,
@@ -67,6 +67,14 @@ class Lifecycle(models.Model):
             StaleTransition: as in ``transition()``.
 
         """
+        if "status" in fields:
+            raise TypeError("a status is changed by transition() only")
+        self._write(fields, reason=reason, actor=actor, attempt=attempt, held_by=held_by)
+
+    def _write(
+        self, fields: dict[str, Any], *, reason: str, actor: str, attempt: int | None, held_by: UUID | None
+    ) -> None:
+        """The one UPDATE behind both."""
         held: Any = type(self)._default_manager.all()
         held = held.filter(pk=self.pk, status=self.status)
         if held_by is not None:

@@ -1,0 +1,281 @@
+"""What must never be false is refused by the database: each constraint is violated once, by name."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.apps import apps
+from django.db import IntegrityError, connection, transaction
+from django.db.models import CheckConstraint
+from django.utils import timezone
+
+from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.money import LARGEST_AMOUNT
+from tests.factories import (
+    OrderFactory,
+    OrderItemFactory,
+    ProductFactory,
+    RefundFactory,
+    SellerFactory,
+    SellerTransferFactory,
+    TransferReversalFactory,
+    UserFactory,
+    WebhookEventFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+MODELS = list(apps.get_app_config("marketplace").get_models())
+Cause = TransferReversal.Cause
+Violation = Callable[[], Any]
+
+
+def changed(row: Any, **fields: Any) -> Violation:
+    return lambda: type(row)._default_manager.filter(pk=row.pk).update(**fields)
+
+
+def half_a_lease() -> dict[str, Any]:
+    return {"lease_token": uuid4(), "lease_expires_at": None}
+
+
+def payment_twice() -> Violation:
+    return changed(OrderFactory(), stripe_payment_intent_id=OrderFactory(paid=True).stripe_payment_intent_id)
+
+
+def charge_twice() -> Violation:
+    return changed(OrderFactory(), stripe_charge_id=OrderFactory(paid=True).stripe_charge_id)
+
+
+def refund_id_twice() -> Violation:
+    taken = RefundFactory(pending=True).stripe_refund_id
+    return changed(RefundFactory(), stripe_refund_id=taken)
+
+
+def request_key_twice() -> Violation:
+    taken = RefundFactory()
+    return lambda: RefundFactory(requested_by=taken.requested_by, request_key=taken.request_key)
+
+
+def transfer_id_twice() -> Violation:
+    return lambda: SellerTransferFactory(
+        completed=True, stripe_transfer_id=SellerTransferFactory(completed=True).stripe_transfer_id
+    )
+
+
+def reversal_id_twice() -> Violation:
+    taken = TransferReversalFactory(succeeded=True).stripe_reversal_id
+    return lambda: TransferReversalFactory(succeeded=True, stripe_reversal_id=taken)
+
+
+def reversal_twice() -> Violation:
+    first = TransferReversalFactory()
+    return lambda: TransferReversalFactory(transfer=first.transfer, refund=first.refund)
+
+
+# Constraint -> a violation of it. Each is made of a row that is valid but for one thing.
+VIOLATIONS: dict[str, Callable[[], Violation]] = {
+    "seller_has_account": lambda: lambda: SellerFactory(stripe_account_id=""),
+    "seller_capability_listed": lambda: lambda: SellerFactory(transfers_capability="restricted"),
+    "product_amount_positive": lambda: lambda: ProductFactory(unit_amount=0),
+    "product_currency": lambda: lambda: ProductFactory(currency="EUR"),
+    "item_amounts_positive": lambda: lambda: OrderItemFactory(quantity=0),
+    "order_amount_positive": lambda: lambda: OrderFactory(amount=0),
+    "order_refunded_within_amount": lambda: lambda: OrderFactory(amount_refunded=-1),
+    "order_status_listed": lambda: lambda: OrderFactory(status="lost"),
+    "order_refunded_means_all": lambda: lambda: OrderFactory(paid=True, amount=5000, amount_refunded=5000),
+    "order_paid_has_time": lambda: lambda: OrderFactory(paid=True, paid_at=None),
+    "order_payment_intent_once": payment_twice,
+    "order_charge_once": charge_twice,
+    "order_commission_below_all": lambda: lambda: OrderFactory(commission_basis_points=10_000),
+    "order_currency": lambda: lambda: OrderFactory(currency="eu"),
+    "refund_amount_positive": lambda: lambda: RefundFactory(amount=0),
+    "refund_status_listed": lambda: lambda: RefundFactory(status="lost", stripe_refund_id="re_1"),
+    "refund_at_stripe_has_id": lambda: lambda: RefundFactory(pending=True, stripe_refund_id=""),
+    "refund_succeeded_has_time": lambda: lambda: RefundFactory(succeeded=True, succeeded_at=None),
+    "refund_waiting_has_due_time": lambda: lambda: RefundFactory(next_retry_at=None),
+    "refund_stripe_id_once": refund_id_twice,
+    "refund_once_per_request_key": request_key_twice,
+    "refund_lease_whole": lambda: lambda: RefundFactory(**half_a_lease()),
+    "refund_currency": lambda: lambda: RefundFactory(currency="euro"[:3].upper()),
+    "transfer_amount_positive": lambda: lambda: SellerTransferFactory(amount=0, order=OrderFactory(paid=True)),
+    "transfer_kept_back_not_negative": lambda: lambda: SellerTransferFactory(amount_kept_back=-1),
+    "transfer_reversed_within_amount": lambda: (
+        lambda: SellerTransferFactory(partially_reversed=True, amount_reversed=-1, reversal=False)
+    ),
+    "transfer_status_listed": lambda: lambda: SellerTransferFactory(status="lost"),
+    "transfer_reversed_means_all": lambda: (
+        lambda: SellerTransferFactory(reversed=True, amount_reversed=4999, reversal=False)
+    ),
+    "transfer_part_means_part": lambda: (
+        lambda: SellerTransferFactory(partially_reversed=True, amount_reversed=0, reversal=False)
+    ),
+    "transfer_whole_means_none": lambda: (
+        lambda: SellerTransferFactory(completed=True, amount_reversed=1, stripe_reversal_id="trr_1")
+    ),
+    "transfer_reversed_with_proof": lambda: (
+        lambda: SellerTransferFactory(reversed=True, stripe_reversal_id="", reversal=False)
+    ),
+    "transfer_not_sent_has_no_id": lambda: lambda: SellerTransferFactory(failed=True, stripe_transfer_id="tr_1"),
+    "transfer_waiting_has_due_time": lambda: (
+        lambda: SellerTransferFactory(reversal_pending=True, next_retry_at=None, reversal=False)
+    ),
+    "transfer_stripe_id_once": transfer_id_twice,
+    "transfer_lease_whole": lambda: lambda: SellerTransferFactory(**half_a_lease()),
+    "transfer_currency": lambda: lambda: SellerTransferFactory(currency="e1r", order=OrderFactory(paid=True)),
+    "reversal_amount_positive": lambda: lambda: TransferReversalFactory(amount=0),
+    "reversal_status_listed": lambda: lambda: TransferReversalFactory(status="lost"),
+    "reversal_done_with_proof": lambda: lambda: TransferReversalFactory(succeeded=True, stripe_reversal_id=""),
+    "reversal_cause_has_source": lambda: lambda: TransferReversalFactory(cause=Cause.OPERATOR),
+    "reversal_stripe_id_once": reversal_id_twice,
+    "reversal_once_per_refund": reversal_twice,
+    "reversal_currency": lambda: lambda: TransferReversalFactory(currency="Eur"),
+    "event_has_id": lambda: lambda: WebhookEventFactory(stripe_event_id="re_1"),
+    "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
+    "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
+}
+
+
+def test_every_constraint_has_its_violation_here() -> None:
+    named = {constraint.name for model in MODELS for constraint in model._meta.constraints}
+    assert set(VIOLATIONS) == named
+
+
+def leave_alone(name: str) -> None:
+    """Drop, until the test's end, the other check constraints of the table: several may refuse the same row."""
+    (model,) = {model for model in MODELS for constraint in model._meta.constraints if constraint.name == name}
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        for constraint in model._meta.constraints:
+            if isinstance(constraint, CheckConstraint) and constraint.name != name:
+                cursor.execute(f'ALTER TABLE {model._meta.db_table} DROP CONSTRAINT "{constraint.name}"')
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_the_database_refuses(name: str) -> None:
+    violate = VIOLATIONS[name]()
+    leave_alone(name)
+    with pytest.raises(IntegrityError, match=rf'constraint "{re.escape(name)}"'), transaction.atomic():
+        violate()
+
+
+FURTHER: dict[str, Violation] = {
+    "order_refunded_within_amount": lambda: OrderFactory(paid=True, amount=5000, amount_refunded=5001),
+    "order_refunded_means_all": lambda: OrderFactory(
+        paid=True, amount=5000, status="partially_refunded", amount_refunded=0
+    ),
+    "item_amounts_positive": lambda: OrderItemFactory(unit_amount=0),
+    "transfer_reversed_within_amount": lambda: SellerTransferFactory(
+        partially_reversed=True, amount_reversed=5001, reversal=False
+    ),
+    "transfer_reversed_means_all": lambda: SellerTransferFactory(
+        partially_reversed=True, amount_reversed=5000, reversal=False
+    ),
+    "transfer_reversed_with_proof": lambda: SellerTransferFactory(reversed=True, stripe_transfer_id="", reversal=False),
+    "transfer_waiting_has_due_time": lambda: SellerTransferFactory(next_retry_at=None),
+    "transfer_not_sent_has_no_id": lambda: SellerTransferFactory(canceled=True, stripe_transfer_id="tr_1"),
+    "reversal_cause_has_source": lambda: TransferReversalFactory(refund=None),
+    "transfer_lease_whole": lambda: SellerTransferFactory(lease_expires_at=timezone.now()),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_the_database_refuses_the_other_side_too(name: str) -> None:
+    leave_alone(name)
+    with pytest.raises(IntegrityError, match=rf'constraint "{re.escape(name)}"'), transaction.atomic():
+        FURTHER[name]()
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (SellerFactory, "stripe_account_id"),
+        (OrderFactory, "operation_id"),
+        (RefundFactory, "operation_id"),
+        (SellerTransferFactory, "operation_id"),
+        (TransferReversalFactory, "operation_id"),
+        (WebhookEventFactory, "stripe_event_id"),
+    ],
+)
+def test_names_that_stripe_or_we_gave_are_given_once(make: Any, field: str) -> None:
+    taken = getattr(make(), field)
+    with pytest.raises(IntegrityError, match=field), transaction.atomic():
+        make(**{field: taken})
+
+
+def test_a_user_is_one_seller() -> None:
+    seller = SellerFactory(with_user=True)
+    with pytest.raises(IntegrityError, match="user_id"), transaction.atomic():
+        SellerFactory(user=seller.user)
+
+
+# --- What they must let pass ------------------------------------------------------------------------------------------
+
+
+def test_many_rows_without_an_id_of_stripe_stand_side_by_side() -> None:
+    for make in (OrderFactory, RefundFactory, SellerTransferFactory, TransferReversalFactory):
+        make()
+        make()
+
+
+def test_request_keys_are_each_callers_own() -> None:
+    RefundFactory(request_key="1")
+    RefundFactory(request_key="1")
+    user = UserFactory()
+    RefundFactory(requested_by=user, request_key="")
+    RefundFactory(requested_by=user, request_key="")
+    assert Refund.objects.count() == 4
+
+
+@pytest.mark.parametrize("given_up", ["failed", "canceled"])
+def test_a_reversal_that_was_given_up_is_not_in_the_way_of_the_next(given_up: str) -> None:
+    first = TransferReversalFactory(**{given_up: True})
+    TransferReversalFactory(transfer=first.transfer, refund=first.refund)
+    assert TransferReversal.objects.count() == 2
+
+
+def test_a_reversal_seen_at_stripe_has_no_refund() -> None:
+    TransferReversalFactory(cause=Cause.SEEN_AT_STRIPE, refund=None, succeeded=True)
+
+
+def test_a_failed_refund_need_not_have_reached_stripe() -> None:
+    RefundFactory(status="failed", next_retry_at=None, stripe_refund_id="")
+
+
+def test_amounts_are_as_large_as_postgresql_can_count() -> None:
+    assert OrderFactory(amount=LARGEST_AMOUNT).amount == LARGEST_AMOUNT
+
+
+@pytest.mark.parametrize("model", [Seller, Product, Order, Refund, SellerTransfer, TransferReversal, WebhookEvent])
+def test_every_row_has_a_name_for_people(model: Any) -> None:
+    make = {
+        Seller: SellerFactory,
+        Product: ProductFactory,
+        Order: OrderFactory,
+        Refund: RefundFactory,
+        SellerTransfer: SellerTransferFactory,
+        TransferReversal: TransferReversalFactory,
+        WebhookEvent: WebhookEventFactory,
+    }[model]
+    assert "object" not in str(make())
+
+
+def test_an_items_amount_is_computed_by_the_database() -> None:
+    item = OrderItemFactory(quantity=3, unit_amount=250)
+    item.refresh_from_db()
+    assert item.amount == 750
+    assert str(item) == f"3 x {item.product}"
+
+
+def test_rows_tell_their_money_and_keys() -> None:
+    reversal = TransferReversalFactory(amount=1250, transfer__amount=5000)
+    transfer, refund, order = reversal.transfer, reversal.refund, reversal.transfer.order
+    assert (str(reversal.money), str(transfer.money)) == ("12.50 EUR", "50.00 EUR")
+    assert (str(refund.money), str(order.total)) == ("50.00 EUR", "50.00 EUR")
+    assert str(ProductFactory(unit_amount=1250, currency="jpy").price) == "1250 JPY"
+    assert transfer.amount_unreversed == 5000
+    assert SellerTransferFactory(amount=4000, amount_kept_back=1000).share == 5000
+    for row in (reversal, transfer, refund):
+        assert row.idempotency_key == f"{row.operation_id}:1"
+    assert order.transfer_group == f"order_{order.operation_id.hex}"
