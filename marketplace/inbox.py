@@ -174,7 +174,7 @@ def _dispatch(row: WebhookEvent) -> str:
         )
     try:
         return handler(row, row.payload["data"]["object"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedEvent(f"{row.type} of an unexpected shape: {type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,156 @@
+"""A database that is away, slow or asked twice at once: nothing half done, nothing lost, nothing done twice."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import InterfaceError, OperationalError, connection, connections
+
+from marketplace import inbox
+from marketplace.gateway import stripe_events
+from marketplace.models import Order, Refund, WebhookEvent
+from marketplace.services import refunds
+from marketplace.states import EventStatus, OrderStatus
+from tests.factories import order_with_items, order_with_transfers
+from tests.inbox.conftest import Event, events_of, make_due, only, pay
+
+Verified = Callable[[Event], stripe_events.IncomingEvent]
+
+
+@pytest.fixture
+def refunded(transactional_db: None, simulator: Any) -> Event:
+    """The event of a refund of a paid order."""
+    charge = simulator.create_charge(5000)
+    order_with_transfers((3000, 2000), stripe_charge_id=charge["id"], stripe_payment_intent_id=charge["payment_intent"])
+    refund = simulator.create_refund(charge["id"], status="succeeded")
+    event: Event = only(events_of(simulator, "refund.created", refund["id"]))
+    return event
+
+
+@pytest.fixture
+def another_session(transactional_db: None) -> Any:
+    session = connection.copy()
+    yield session
+    session.close()
+
+
+def test_a_statement_that_takes_too_long_stores_nothing(
+    verified: Verified, refunded: Event, another_session: Any
+) -> None:
+    another_session.set_autocommit(False)
+    with another_session.cursor() as cursor:
+        cursor.execute("SELECT id FROM marketplace_order FOR UPDATE")
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = '100ms'")
+    try:
+        with pytest.raises(OperationalError):
+            inbox.receive(verified(refunded))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET statement_timeout")
+        another_session.rollback()
+    assert not WebhookEvent.objects.exists()
+    assert not Refund.objects.exists()
+    # Stripe sends it again, and all is well.
+    assert inbox.receive(verified(refunded)).status == EventStatus.PROCESSED
+
+
+def test_a_connection_that_breaks_in_the_middle_stores_nothing(
+    verified: Verified, refunded: Event, another_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = refunds.record
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (pid,) = cursor.fetchone()
+        with another_session.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(refunds, "record", broken)
+    with pytest.raises((OperationalError, InterfaceError)):
+        inbox.receive(verified(refunded))
+    connection.close()
+    monkeypatch.undo()
+    assert not WebhookEvent.objects.exists()
+    assert inbox.receive(verified(refunded)).status == EventStatus.PROCESSED
+
+
+def test_a_retry_during_trouble_spends_nothing_and_keeps_its_lease(
+    verified: Verified, refunded: Event, another_session: Any
+) -> None:
+    Order.objects.update(amount=4999)
+    row = inbox.receive(verified(refunded))
+    assert row.status == EventStatus.FAILED
+    make_due()
+    claimed = only(inbox.claim(batch_size=10, lease=timedelta(minutes=5)))
+    another_session.set_autocommit(False)
+    with another_session.cursor() as cursor:
+        cursor.execute("SELECT id FROM marketplace_order FOR UPDATE")
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = '100ms'")
+    try:
+        with pytest.raises(OperationalError):
+            inbox.apply_again(claimed)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("RESET statement_timeout")
+        another_session.rollback()
+    row.refresh_from_db()
+    assert (row.retry_count, row.lease_token) == (1, claimed.lease_token)
+
+
+def test_two_deliveries_of_one_event_at_once_apply_it_once(
+    transactional_db: None, unblocked_database: None, verified: Verified, simulator: Any
+) -> None:
+    order = order_with_items((3000, 2000))
+    pay(simulator, order)
+    event = verified(only(events_of(simulator, "payment_intent.succeeded")))
+    together = threading.Barrier(4)
+    rows: list[WebhookEvent] = []
+
+    def deliver() -> None:
+        try:
+            together.wait(timeout=10)
+            rows.append(inbox.receive(event))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=deliver) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({row.pk for row in rows}) == 1
+    assert [row.status for row in rows] == [EventStatus.PROCESSED] * 4
+    order.refresh_from_db()
+    assert (order.status, order.transfers.count()) == (OrderStatus.PAID, 2)
+
+
+def test_two_events_of_one_refund_at_once_owe_it_once(
+    unblocked_database: None, verified: Verified, simulator: Any, refunded: Event
+) -> None:
+    twin = simulator.emit("refund.updated", refunded["data"]["object"])
+    together = threading.Barrier(2)
+    rows: list[WebhookEvent] = []
+
+    def deliver(event: Event) -> None:
+        try:
+            incoming = verified(event)
+            together.wait(timeout=10)
+            rows.append(inbox.receive(incoming))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=deliver, args=[event]) for event in (refunded, twin)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row.status for row in rows] == [EventStatus.PROCESSED] * 2
+    order = Order.objects.get()
+    assert order.refunds.count() == 1
+    assert [transfer.reversals.count() for transfer in order.transfers.all()] == [1, 1]
