@@ -302,7 +302,6 @@ def enter_transfer_id(*, transfer_id: int, stripe_transfer_id: str, actor: str, 
                 in_doubt=False,
             )
     except IntegrityError as error:
-        if "transfer_stripe_id_once" not in str(error):
-            raise
+        # Of the table's constraints only the one on unique ids can speak here.
         raise ConflictingFacts(f"another transfer has the id {stripe_transfer_id}") from error
     return transfer

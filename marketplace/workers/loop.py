@@ -239,9 +239,8 @@ class Listener(threading.Thread):
             try:
                 self._listen()
             except (psycopg.Error, OSError) as error:
-                if not self._stopping.is_set():
-                    logger.warning("listener_reconnects", error=str(error).strip())
-                    self._stopping.wait(DATABASE_PAUSE_SECONDS)
+                logger.warning("listener_reconnects", error=str(error).strip())
+                self._stopping.wait(DATABASE_PAUSE_SECONDS)
 
     def _listen(self) -> None:
         params = connection.get_connection_params()

@@ -158,7 +158,7 @@ def test_a_signed_body_that_is_no_json_is_malformed(simulator: Any, body: bytes)
         stripe_events.verify(*signed(simulator, body))
 
 
-LEFT_OUT = object()
+LEFT_OUT = Ellipsis
 
 
 @pytest.mark.parametrize(

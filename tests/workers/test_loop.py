@@ -23,7 +23,7 @@ from marketplace.services import refunds, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import reversal, transfer_retry
 from marketplace.workers.loop import Listener, Worker
-from tests.factories import SellerTransferFactory, order_with_transfers
+from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
 from tests.services.test_refunds import facts
 from tests.workers.conftest import CREATE, REVERSE, drain
 
@@ -389,6 +389,16 @@ def test_many_rows_and_two_workers_make_each_reversal_once(
     assert SellerTransfer.objects.filter(status=TransferStatus.REVERSED).count() == len(rows)
     assert len(simulator.requests.to(REVERSE)) == 30
     assert simulator.audit()["suspicious"] == []
+
+
+def test_an_event_given_back_unbegun_is_due_at_once() -> None:
+    WebhookEventFactory(failed=True)
+    queue = reversal.EventQueue()
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    assert queue.claim(batch_size=1, lease=timedelta(minutes=5)) == []
+    queue.release(claimed)
+    queue.settle_unexpected(claimed, ValueError("kept by applying itself"))
+    assert len(queue.claim(batch_size=1, lease=timedelta(minutes=5))) == 1
 
 
 def test_two_operators_at_once_give_one_retry(unblocked_database: None) -> None:

@@ -167,6 +167,22 @@ def test_a_transfer_of_another_amount_at_stripe_asks_a_person(db: None, run_reve
     assert (smaller.status, smaller.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "amount_differs")
 
 
+def test_reversals_that_we_know_are_not_recorded_twice(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
+    transfer = at_stripe(5000)
+    owed(transfer, amount=1000)
+    run_reversals()
+    SellerTransfer.objects.get(pk=transfer.pk).transition(
+        TransferStatus.REVERSAL_PENDING, reason="more", actor="test", next_retry_at=Now()
+    )
+    TransferReversalFactory(transfer=transfer, amount=4000, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    simulator.create_reversal(transfer.stripe_transfer_id, 4000)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.amount_reversed) == (TransferStatus.REVERSED, 5000)
+    proofs = [row.stripe_reversal_id for row in transfer.reversals.filter(status=ReversalStatus.SUCCEEDED)]
+    assert len(proofs) == len(set(proofs)) == 2
+
+
 def test_another_of_our_reversals_found_at_stripe_is_confirmed_too(
     at_stripe: Make, run_reversals: Run, simulator: Any
 ) -> None:
@@ -489,6 +505,24 @@ def test_a_reversal_pending_at_stripe_is_not_done_until_stripe_says_so(
     transfer.refresh_from_db()
     assert (transfer.status, transfer.stripe_reversal_id) == (TransferStatus.REVERSED, waiting.stripe_reversal_id)
     assert len(simulator.requests.to(REVERSE)) == 1
+
+
+def test_a_pending_reversal_is_found_by_its_own_number(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
+    transfer = at_stripe(5000)
+    owed(transfer, amount=1000)
+    simulator.set(pending_reversals=True)
+    simulator.pay_out(transfer.seller.stripe_account_id)
+    run_reversals()
+    waiting = only_reversal(transfer)
+    simulator.add_funds(9000, account=transfer.seller.stripe_account_id)
+    # A newer one, made elsewhere, stands before ours in Stripe's list.
+    simulator.create_reversal(transfer.stripe_transfer_id, 500)
+    simulator.clock.advance(2 * 3600)
+    due_again(transfer)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert transfer.stripe_reversal_id == waiting.stripe_reversal_id
+    assert transfer.amount_reversed == 1000
 
 
 def test_a_pending_reversal_that_stripe_gives_up_is_tried_again_by_a_row_of_its_own(

@@ -313,6 +313,20 @@ def test_what_was_refunded_in_flight_and_never_sent_is_canceled(payable: Make, g
     assert owed.status == ReversalStatus.CANCELED
 
 
+def test_what_was_refunded_in_flight_and_not_sent_for_lack_of_funds_is_canceled(
+    payable: Make, gateway: Any, simulator: Any
+) -> None:
+    transfer = payable()
+    type(transfer.order).objects.filter(pk=transfer.order_id).update(stripe_charge_id="")
+    simulator.pay_out()
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    owe(transfer, 5000)
+    queue.perform(claimed)
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.lease_token) == (TransferStatus.CANCELED, None)
+
+
 def test_what_was_partly_refunded_in_flight_and_not_sent_is_sent_smaller(
     payable: Make, gateway: Any, run_transfers: Run, simulator: Any
 ) -> None:
