@@ -56,6 +56,10 @@ class WebhookEvent(Lifecycle, Work):
                 fields=["next_retry_at", "id"],
                 condition=Q(status="failed", next_retry_at__isnull=False),
             ),
+            # Asked at each payment: is there a refund whose event came before?
+            models.Index(
+                name="events_without_order", fields=["status", "id"], condition=Q(last_error_code="unknown_order")
+            ),
             models.Index(name="events_by_type", fields=["type", "-id"]),
         ]
 
