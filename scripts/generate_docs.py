@@ -29,6 +29,29 @@ SEEN_AT_STRIPE = {
 }
 BY_OPERATOR = {(T.PERMANENTLY_FAILED, T.REVERSAL_PENDING), (T.PERMANENTLY_FAILED, T.FAILED)}
 
+# Who moves a row on, by class and member: statuses of two classes that have the same text are equal.
+MOVED_BY = {
+    "TransferStatus.PENDING": "transfer retry worker; a refund, while it was never sent",
+    "TransferStatus.FAILED": "transfer retry worker; a refund, while it is not in doubt",
+    "TransferStatus.COMPLETED": "a refund that succeeds",
+    "TransferStatus.REVERSAL_PENDING": "reversal worker",
+    "TransferStatus.PARTIALLY_REVERSED": "the next refund that succeeds",
+    "TransferStatus.PERMANENTLY_FAILED": "an operator's retry",
+    "ReversalStatus.PENDING": "reversal worker",
+    "ReversalStatus.FAILED": "an operator's retry of its transfer",
+    "RefundStatus.REQUESTED": "the API request that wrote it; after that the reversal worker",
+    "RefundStatus.PENDING": "Stripe, by an event",
+    "RefundStatus.REQUIRES_ACTION": "the buyer, at Stripe, which tells by an event",
+    "RefundStatus.SUCCEEDED": "Stripe, by an event, if at all",
+    "OrderStatus.PENDING": "`payment_intent.succeeded`",
+    "OrderStatus.PAID": "its refunds",
+    "OrderStatus.PARTIALLY_REFUNDED": "its refunds",
+    "OrderStatus.REFUNDED": "a refund that fails after it had succeeded",
+    "EventStatus.PROCESSED": "nobody: the steps out of it belong to the transaction that wrote it",
+    "EventStatus.IGNORED": "its payment's event, where it was an early refund",
+    "EventStatus.FAILED": "reversal worker, while it has a next time; its payment's event",
+}
+
 SECTIONS: list[tuple[str, str, type[TextChoices], Transitions]] = [
     (
         "A seller's transfer",
@@ -119,9 +142,12 @@ def states_page() -> str:
     )
     for title, intro, choices, transitions in SECTIONS:
         parts += [f"## {title}", intro, f"```mermaid\n{mermaid(choices, transitions)}\n```"]
-        rows = ["| status | what is true in it, and who moves it on | may become |", "| --- | --- | --- |"]
+        rows = ["| status | what is true in it | moved on by | may become |", "| --- | --- | --- | --- |"]
         for status in choices:
             comment = comments[choices.__name__, status.name]
+            mover = MOVED_BY.get(f"{choices.__name__}.{status.name}", "")
+            if bool(mover) != bool(transitions[status]):
+                raise SystemExit(f"error: {choices.__name__}.{status.name}: MOVED_BY and its steps do not agree.")
             if not comment:
                 raise SystemExit(f"error: {choices.__name__}.{status.name} has no comment in {SOURCE.name}.")
             becomes = ", ".join(
@@ -129,7 +155,7 @@ def states_page() -> str:
                 for old, new in steps(transitions)
                 if old is status
             )
-            rows.append(f"| `{status.value}` | {comment} | {becomes or 'nothing: final'} |")
+            rows.append(f"| `{status.value}` | {comment} | {mover or 'nobody'} | {becomes or 'nothing: final'} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
