@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -81,8 +82,29 @@ class Environment:
     def text(self, name: str, default: str = "", *, secret: bool = False) -> str:
         """The value, or the default where the variable is unset or empty."""
         self.read[name] = Variable(name, default, secret)
-        value: str = self.source.str(name, default="")
+        # Not through its str(): that one takes a value which begins with "$" for the name of another variable.
+        value: str = self.source.ENVIRON.get(name, "")
         return value.strip() or default
+
+    def read_file(self, path: Path, *, required: bool) -> None:
+        """Take up the ``NAME=value`` lines of a file; variables that the environment has already stay as they are.
+
+        A line that is anything else is refused by its number: its text may be a secret.
+        """
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            if required:
+                raise ImproperlyConfigured(f"ENV_FILE names {path}, which does not exist.") from None
+            return
+        except (OSError, UnicodeDecodeError) as error:
+            raise ImproperlyConfigured(f"{path} cannot be read as text ({type(error).__name__}).") from None
+        for number, line in enumerate(lines, start=1):
+            if line and not line.startswith("#") and not re.match(r"(?:export )?[A-Za-z_0-9]+=", line):
+                raise ImproperlyConfigured(
+                    f"{path} line {number} is not valid: expected NAME=value without spaces around them, or a comment."
+                )
+        self.source.read_env(path, overwrite=False)
 
     def _parsed(self, name: str, default: str, parse: Callable[[str], T], accepted: str) -> T:
         raw = self.text(name, default)
@@ -147,7 +169,7 @@ class Environment:
             raise invalid(name, value, accepted) from None
         safe = parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK_HOSTS)
         if not safe or not host or parts.username or parts.password:
-            raise invalid(name, re.sub(r"//[^/@]*@", "//***@", value), accepted)
+            raise invalid(name, re.sub(r"//.*@", "//***@", value), accepted)
         return value
 
     def stripe_secret_key(self, name: str) -> str:
@@ -173,9 +195,13 @@ class Environment:
         if not value:
             return None
         accepted = "postgres://user:password@host:5432/name (PostgreSQL only)"
-        shown = re.sub(r"//[^/@]*@", "//***@", value) if "://" in value else "***"
+        # Up to the last "@": a password may hold one that should have been written as %40.
+        shown = re.sub(r"//.*@", "//***@", value.split("?")[0]) if "://" in value else "***"
         try:
-            config: dict[str, Any] = dict(environ.Env.db_url_config(value))
+            with warnings.catch_warnings():
+                # It would warn, with the value, of what we refuse below.
+                warnings.simplefilter("ignore")
+                config: dict[str, Any] = dict(environ.Env.db_url_config(value))
         except (ValueError, KeyError, AttributeError):
             raise invalid(name, shown, accepted) from None
         if config.get("ENGINE") != "django.db.backends.postgresql" or not config.get("NAME"):

@@ -6,6 +6,8 @@ import sys
 from typing import Any
 
 import structlog
+from structlog.processors import ExceptionRenderer
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, WrappedLogger
 
 from marketplace.redaction import redact
@@ -25,13 +27,21 @@ def redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {key: _redacted(value) for key, value in event.items()}
 
 
+def redact_line(_logger: WrappedLogger, _method: str, line: Any) -> Any:
+    """What the renderer itself wrote, such as a traceback."""
+    return redact(line)
+
+
 def configure(*, level: str, log_format: str) -> None:
     """``log_format``: ``console``, ``json``, or ``auto`` (console in a terminal)."""
     in_terminal = sys.stderr.isatty()
     if log_format == "console" or (log_format == "auto" and in_terminal):
-        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=in_terminal)]
+        # Not the pretty tracebacks: they print local variables, which may hold anything.
+        plain = structlog.dev.plain_traceback
+        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=in_terminal, exception_formatter=plain)]
     else:
-        renderer = [structlog.processors.dict_tracebacks, redact_event, structlog.processors.JSONRenderer()]
+        tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        renderer = [tracebacks, redact_event, structlog.processors.JSONRenderer()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -57,6 +67,7 @@ def configure(*, level: str, log_format: str) -> None:
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                         redact_event,
                         *renderer,
+                        redact_line,
                     ],
                 },
             },

@@ -17,7 +17,8 @@ from veza.env import Environment, invalid, local_secret_key, mask
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = Environment()
-env.source.read_env(os.environ.get("ENV_FILE") or BASE_DIR / ".env", overwrite=False)
+env_file = os.environ.get("ENV_FILE", "")
+env.read_file(Path(env_file) if env_file else BASE_DIR / ".env", required=bool(env_file))
 
 # What this checkout makes for itself: the embedded database, a local key, the demonstration's files.
 STATE_DIR = BASE_DIR / env.text("VEZA_STATE_DIR", ".veza")
