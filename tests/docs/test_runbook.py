@@ -1,0 +1,91 @@
+"""The runbook: an entry for all that waits or failed, SQL that runs, and what its SQL promises."""
+
+import ast
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from marketplace import inbox
+from marketplace.models import SellerTransfer
+from marketplace.services import outcomes, reversals, transfers
+from tests.factories import SellerTransferFactory, WebhookEventFactory
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "runbook.md").read_text()
+HEADINGS = set(re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE))
+STATEMENTS = re.findall(r"^```sql\n(.+?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+TRY_NOW, EVENT_AGAIN = [statement for statement in STATEMENTS if statement.startswith("UPDATE")]
+(RESTORED,) = [statement for statement in STATEMENTS if statement.startswith("--")]
+WAITING = {
+    "Transfer": ["pending", "failed", "reversal_pending", "permanently_failed"],
+    "Reversal": ["pending", "failed"],
+    "Refund": ["requested", "pending", "requires_action", "failed"],
+    "Event": ["failed"],
+}
+
+
+@pytest.mark.parametrize(("kind", "status"), [(kind, status) for kind, listed in WAITING.items() for status in listed])
+def test_every_waiting_or_failed_status_has_its_entry(kind: str, status: str) -> None:
+    assert f"{kind} `{status}`" in HEADINGS
+
+
+def written_codes() -> set[str]:
+    """The error codes that the code writes down by name: arguments of ``error(…)`` and constants beside them."""
+    found = {*outcomes.CODES.values(), reversals.PARTLY_REVERSED_ELSEWHERE, reversals.RETRIES_EXHAUSTED}
+    found.add(inbox.UNKNOWN_ORDER)
+    for path in [*(ROOT / "marketplace" / "services").glob("*.py"), ROOT / "marketplace" / "inbox.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"error", "outcomes.error"} and node.args:
+                first = node.args[0]
+                if isinstance(first, ast.Constant):
+                    found.add(str(first.value))
+    return found
+
+
+@pytest.mark.parametrize("code", sorted(written_codes()))
+def test_every_error_code_has_its_entry(code: str) -> None:
+    assert f"`{code}`" in HEADINGS
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_every_statement_runs(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_try_now_makes_a_waiting_row_due() -> None:
+    transfer = SellerTransferFactory(reversal_pending=True)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(next_retry_at=outcomes.in_(timedelta(hours=6)))
+    assert reversals.claim(batch_size=1, lease=timedelta(minutes=5)) == []
+    with connection.cursor() as cursor:
+        cursor.execute(TRY_NOW.replace("id = 7", f"id = {transfer.pk}"))
+        assert cursor.rowcount == 1
+    [claimed] = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    assert claimed.transfer.pk == transfer.pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_event_given_up_is_claimed_again() -> None:
+    event = WebhookEventFactory(given_up=True)
+    assert inbox.claim(batch_size=1, lease=timedelta(minutes=5)) == []
+    with connection.cursor() as cursor:
+        cursor.execute(EVENT_AGAIN.replace("evt_1", event.stripe_event_id))
+        assert cursor.rowcount == 1
+    [claimed] = inbox.claim(batch_size=1, lease=timedelta(minutes=5))
+    assert (claimed.pk, claimed.retry_count) == (event.pk, 0)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_after_a_restore_every_open_row_looks_first() -> None:
+    unsent, owing = SellerTransferFactory(), SellerTransferFactory(reversal_pending=True)
+    with connection.cursor() as cursor:
+        cursor.execute(RESTORED)
+    [sending] = transfers.claim(batch_size=9, lease=timedelta(minutes=5))
+    [reversing] = reversals.claim(batch_size=9, lease=timedelta(minutes=5))
+    assert (sending.pk, transfers.must_look(sending), sending.in_doubt) == (unsent.pk, True, True)
+    assert (reversing.transfer.pk, reversing.must_look) == (owing.pk, True)
