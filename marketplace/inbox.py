@@ -106,11 +106,9 @@ def _apply_what_waited_for(order: Order) -> None:
     Also those that were given up: Stripe may bring the payment's event days later. In the payment's own transaction, so
     that none is forgotten between the two.
     """
-    of_payment = Q(payload__data__object__payment_intent=order.stripe_payment_intent_id)
-    if order.stripe_charge_id:
-        of_payment |= Q(payload__data__object__charge=order.stripe_charge_id)
     early = WebhookEvent.objects.select_for_update(skip_locked=True).filter(
-        of_payment,
+        Q(payload__data__object__payment_intent=order.stripe_payment_intent_id)
+        | Q(payload__data__object__charge=order.stripe_charge_id),
         status__in=[EventStatus.FAILED, EventStatus.IGNORED],
         last_error_code=UNKNOWN_ORDER,
         lease_token__isnull=True,

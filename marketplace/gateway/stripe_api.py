@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID
 
-import requests
 import stripe
 import structlog
 from django.conf import settings
@@ -411,11 +410,9 @@ def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | F
             failure = _failure(error)
             logger.debug("stripe_call_failed", call=name, answer=type(failure).__name__, request_id=failure.request_id)
             return failure
-        except (UnicodeDecodeError, requests.RequestException) as error:
-            # stripe-python 16.1 lets both out: a body that is not UTF-8, and a body that breaks off.
-            return Unknown(message=f"unreadable answer: {type(error).__name__}")
         except ODD_SHAPES as error:
-            # JSON, but nothing of Stripe's: the SDK stumbles over a list without data, or an error that is no object.
+            # The SDK stumbles over a body that is not UTF-8, and over JSON that is nothing of Stripe's: a list without
+            # data, an error that is no object. What breaks off or never comes is a StripeError of its own.
             logger.warning("stripe_answer_odd", call=name, error=redact(f"{type(error).__name__}: {error}"))
             return Unknown(message=f"answer of an unexpected shape: {type(error).__name__}")
     try:

@@ -358,6 +358,7 @@ def test_an_expanded_object_counts_as_its_id(scripted: ScriptedServer, to_script
         ("create_refund", {"created": "yesterday"}),
         ("create_refund", {"created": 10**18}),
         ("create_refund", {"created": 10**14}),
+        ("create_refund", {"created": 2**63 - 1}),
         ("create_refund", {"created": None}),
         ("create_payment", {"latest_charge": []}),
         ("create_payment", {"amount_received": None}),

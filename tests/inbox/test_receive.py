@@ -9,9 +9,11 @@ from django.utils import timezone
 from structlog.testing import capture_logs
 
 from marketplace import inbox
-from marketplace.errors import StaleTransition
+from marketplace.errors import MalformedEvent, StaleTransition
 from marketplace.gateway import stripe_events
+from marketplace.gateway.contract import AccountFacts
 from marketplace.models import Order, Refund, Seller, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.services import sellers
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, TransferStatus
 from marketplace.workers.reversal import EventQueue
 from tests.factories import SellerFactory, WebhookEventFactory
@@ -165,6 +167,20 @@ def test_a_refunded_charge_of_an_older_version_brings_its_refunds(deliver: Deliv
     assert row.outcome.count("succeeded") == 2
 
 
+@pytest.mark.parametrize("second", [{"currency": "usd"}, {"id": "re_" + "x" * 300}], ids=["refused", "too long"])
+def test_an_event_that_fails_half_way_leaves_nothing_of_its_first_half(
+    deliver: Deliver, simulator: Any, paid: Paid, second: dict[str, Any]
+) -> None:
+    refunds = [simulator.create_refund(paid[1], amount, status="succeeded") for amount in (1000, 500)]
+    data = [refunds[0], refunds[1] | second]
+    row = deliver(simulator.emit("charge.refunded", simulator.get(paid[1]) | {"refunds": {"data": data}}))
+    assert row.status == EventStatus.FAILED
+    assert row.next_retry_at is not None
+    assert not Refund.objects.exists()
+    assert not TransferReversal.objects.exists()
+    assert {transfer.status for transfer in paid[0].transfers.all()} == {TransferStatus.COMPLETED}
+
+
 # --- Too early --------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +300,18 @@ def test_what_waits_for_another_payment_goes_on_waiting(deliver: Deliver, simula
         deliver(event)
     early.refresh_from_db()
     assert (early.status, early.retry_count) == (EventStatus.FAILED, 1)
+
+
+def test_what_failed_for_another_reason_is_not_tried_with_the_payment(
+    deliver: Deliver, simulator: Any, placed: Order
+) -> None:
+    charge = pay(simulator, placed)
+    refund = simulator.create_refund(charge["id"], status="succeeded")
+    broken = deliver(simulator.emit("refund.updated", simulator.get(refund["id"]) | {"amount": None}))
+    assert broken.last_error_code == "MalformedEvent"
+    deliver(only(events_of(simulator, "payment_intent.succeeded")))
+    broken.refresh_from_db()
+    assert (broken.status, broken.retry_count) == (EventStatus.FAILED, 1)
 
 
 # --- Trying again -----------------------------------------------------------------------------------------------------
@@ -433,6 +461,14 @@ def test_a_capability_that_stripe_does_not_document_is_kept_as_failed(
     row = deliver(account_event(simulator, account, capabilities={"transfers": "levitating"}))
     assert (row.status, row.last_error_code) == (EventStatus.FAILED, "MalformedEvent")
     assert Seller.objects.get().transfers_capability == "active"
+    facts = AccountFacts(
+        stripe_account_id=account["id"],
+        transfers_capability="levitating",
+        payouts_enabled=True,
+        seen_at=timezone.now(),
+    )
+    with pytest.raises(MalformedEvent, match="'levitating' is unknown"):
+        sellers.record(facts)
 
 
 def test_a_seller_who_disconnects_is_remembered_since_the_first_time(
