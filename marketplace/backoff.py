@@ -32,7 +32,10 @@ class RetryPolicy:
 
         ``retry_count`` is the number of retries spent before this failure.
         """
-        full: timedelta = min(self.base * 2 ** min(retry_count, LARGEST_EXPONENT), self.maximum)
+        doublings = 2 ** min(retry_count, LARGEST_EXPONENT)
+        # Compared by division: the product may be longer than a timedelta can say.
+        is_capped = self.base >= self.maximum / doublings
+        full: timedelta = self.maximum if is_capped else self.base * doublings
         return full * (1 - LARGEST_JITTER * jitter)
 
     def is_exhausted(self, retry_count: int) -> bool:

@@ -1,5 +1,6 @@
 """Money: whole minor units and a currency; splits that add up exactly."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Money:
     def __post_init__(self) -> None:
         if isinstance(self.amount, bool) or not isinstance(self.amount, int):
             raise TypeError(f"amount is whole minor units, not {self.amount!r}")
-        if len(self.currency) != 3 or not self.currency.isascii() or not self.currency.islower():
+        if not re.fullmatch("[a-z]{3}", self.currency):
             raise ValueError(f"currency is three lower-case letters, not {self.currency!r}")
 
     def __str__(self) -> str:

