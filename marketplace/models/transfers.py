@@ -171,6 +171,8 @@ class SellerTransfer(Lifecycle, Work):
                 fields=["next_retry_at", "id"],
                 condition=Q(status__in=["pending", "failed"]),
             ),
+            # What people look for first.
+            models.Index(name="transfers_for_a_person", fields=["-id"], condition=Q(status="permanently_failed")),
         ]
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
 
@@ -64,7 +64,12 @@ def place_order(*, buyer: User, lines: Sequence[tuple[Product, int]], actor: str
 
 
 def charge(order: Order, gateway: TransferGateway, *, payment_method: str) -> CreatePaymentAnswer:
-    """Ask Stripe for the buyer's payment, under the order's own key: asking twice charges once."""
+    """Ask Stripe for the buyer's payment, under the order's own key: asking twice charges once.
+
+    Raises:
+        ConflictingFacts: the payment that Stripe made is known as that of another order.
+
+    """
     answer = gateway.create_payment(
         amount=order.amount,
         currency=order.currency,
@@ -75,9 +80,16 @@ def charge(order: Order, gateway: TransferGateway, *, payment_method: str) -> Cr
     )
     if isinstance(answer, PaymentCreated):
         # So that a refund made in the dashboard finds the order even before the payment's event is here.
-        Order.objects.filter(pk=order.pk, stripe_payment_intent_id="").update(
-            stripe_payment_intent_id=answer.payment.stripe_payment_intent_id
-        )
+        payment_intent = answer.payment.stripe_payment_intent_id
+        try:
+            with transaction.atomic():
+                Order.objects.filter(pk=order.pk, stripe_payment_intent_id="").update(
+                    stripe_payment_intent_id=payment_intent
+                )
+        except IntegrityError as error:
+            raise ConflictingFacts(
+                f"{payment_intent} pays another order: is this database used with another Stripe account than before?"
+            ) from error
     return answer
 
 

@@ -126,6 +126,17 @@ def test_asking_for_the_payment_twice_charges_once(gateway: Any, simulator: Any)
     assert simulator.get(first.payment.stripe_payment_intent_id)["transfer_group"] == order.transfer_group
 
 
+def test_a_payment_known_as_that_of_another_order_is_refused(gateway: Any) -> None:
+    order, other = order_with_items((3000,)), order_with_items((3000,))
+    paid = payments.charge(order, gateway, payment_method="pm_card_visa")
+    assert isinstance(paid, PaymentCreated)
+    # As with a Stripe that started from nothing and counts its ids anew.
+    Order.objects.filter(pk=order.pk).update(stripe_payment_intent_id="")
+    Order.objects.filter(pk=other.pk).update(stripe_payment_intent_id=paid.payment.stripe_payment_intent_id)
+    with pytest.raises(ConflictingFacts, match="pays another order"):
+        payments.charge(order, gateway, payment_method="pm_card_visa")
+
+
 def test_a_payment_that_stripe_refuses_leaves_the_order_as_it_was(gateway: Any, simulator: Any) -> None:
     order = order_with_items((3000,))
     simulator.faults.add("unauthorized", endpoint="POST /v1/payment_intents")
