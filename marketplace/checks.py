@@ -1,0 +1,106 @@
+"""Django system checks: limits that have to agree with each other, and what must be there before money moves."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, register
+from django.core.checks import Warning as Caution
+
+# At most, in one attempt: look for an earlier reversal, send, and on a refusal read the transfer and its reversals.
+CALLS_PER_ATTEMPT = 4
+# For waiting for a thread, for the request allowance, and for the settling transaction.
+LEASE_MARGIN = timedelta(seconds=30)
+# Besides the threads of a worker: its claimer, its listener, the metrics page, and one to spare.
+CONNECTIONS_BESIDES_THREADS = 4
+
+UNFINISHED = [
+    ("STRIPE_SECRET_KEY", "nothing can be asked of Stripe"),
+    ("STRIPE_WEBHOOK_SECRETS", "every webhook is refused"),
+]
+
+
+def seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g}s"
+
+
+@register
+def lease_outlasts_an_attempt(**_: Any) -> list[CheckMessage]:
+    """A lease that ends during an attempt lets a second worker send what the first one is sending."""
+    one_call = settings.STRIPE_CONNECT_TIMEOUT + settings.STRIPE_READ_TIMEOUT
+    needed = one_call * CALLS_PER_ATTEMPT + LEASE_MARGIN
+    if needed <= settings.REVERSAL_LEASE:
+        return []
+    return [
+        Error(
+            f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, but one attempt may take {seconds(needed)}.",
+            hint=(
+                f"{CALLS_PER_ATTEMPT} calls of STRIPE_CONNECT_TIMEOUT + STRIPE_READ_TIMEOUT ({seconds(one_call)}), and"
+                f" {seconds(LEASE_MARGIN)} to settle: raise the lease, or lower the timeouts."
+            ),
+            id="marketplace.E001",
+        )
+    ]
+
+
+@register
+def delays_are_in_order(**_: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for shorter, longer in (
+        ("REVERSAL_BACKOFF_BASE", "REVERSAL_BACKOFF_MAX"),
+        ("TRANSFER_RETRY_BACKOFF_BASE", "TRANSFER_RETRY_BACKOFF_MAX"),
+        ("REVERSAL_INSUFFICIENT_FUNDS_INTERVAL", "REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE"),
+    ):
+        low, high = getattr(settings, shorter), getattr(settings, longer)
+        if low > high:
+            text = f"{shorter} is {seconds(low)}, but {longer} is {seconds(high)}."
+            found.append(Error(text, hint=f"{shorter} must be at most {longer}.", id="marketplace.E002"))
+    return found
+
+
+@register
+def database_is_postgresql(**_: Any) -> list[CheckMessage]:
+    """Triggers, SKIP LOCKED and NOTIFY carry the promises; no other database has them."""
+    engine = settings.DATABASES["default"]["ENGINE"]
+    if engine in {"django.db.backends.postgresql", "veza.embedded_postgresql"}:
+        return []
+    hint = "Give DATABASE_URL a postgres:// address, or leave it empty for the embedded one."
+    return [Error(f"The database is {engine}, which is not PostgreSQL.", hint=hint, id="marketplace.E003")]
+
+
+@register
+def pool_serves_every_thread(**_: Any) -> list[CheckMessage]:
+    """A thread that waits for a connection while its lease runs is as bad as a slow Stripe."""
+    pool = settings.DATABASES["default"].get("OPTIONS", {}).get("pool")
+    if not isinstance(pool, dict):
+        return []
+    needed = settings.REVERSAL_CONCURRENCY + CONNECTIONS_BESIDES_THREADS
+    # psycopg's pool is as large as its minimum where no maximum is given; that is 4 by default.
+    largest = pool.get("max_size") or pool.get("min_size", 4)
+    if largest >= needed:
+        return []
+    return [
+        Error(
+            f"The connection pool holds {largest}, but a worker needs {needed}.",
+            hint=f"REVERSAL_CONCURRENCY threads, and {CONNECTIONS_BESIDES_THREADS} for the rest of the program.",
+            id="marketplace.E004",
+        )
+    ]
+
+
+@register
+def stripe_is_configured(**_: Any) -> list[CheckMessage]:
+    return [
+        Caution(f"{name} is empty: {effect}.", hint="See docs/stripe-setup.md.", id="marketplace.W001")
+        for name, effect in UNFINISHED
+        if not getattr(settings, name)
+    ]
+
+
+@register(deploy=True)
+def stripe_is_configured_where_it_counts(**_: Any) -> list[CheckMessage]:
+    return [
+        Error(f"{name} is empty: {effect}.", hint="See docs/stripe-setup.md.", id="marketplace.E005")
+        for name, effect in UNFINISHED
+        if not getattr(settings, name)
+    ]
