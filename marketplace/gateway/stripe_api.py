@@ -371,10 +371,7 @@ def _whole(value: Any) -> int:
 
 
 def _time(value: Any) -> datetime:
-    try:
-        return datetime.fromtimestamp(_whole(value), tz=UTC)
-    except (OverflowError, OSError):
-        raise ValueError("a time is beyond the calendar") from None
+    return datetime.fromtimestamp(_whole(value), tz=UTC)
 
 
 def _under_key(idempotency_key: str) -> Any:

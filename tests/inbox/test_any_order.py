@@ -169,6 +169,34 @@ def test_how_cents_are_rounded_does_not_depend_on_which_refund_came_first(delive
     assert owed == [[2, 2, 0], [2, 2, 0]]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_refund_has_succeeded_since_the_first_time_that_stripe_said_so(
+    deliver: Deliver, simulator: Any, turned: bool
+) -> None:
+    simulator.clock.freeze()
+    charge = simulator.create_charge(5000)
+    order = order_with_transfers(
+        (3000, 2000), stripe_charge_id=charge["id"], stripe_payment_intent_id=charge["payment_intent"]
+    )
+    refund = simulator.create_refund(charge["id"], status="succeeded")
+    simulator.clock.advance(60)
+    # Such as the bank's reference number, days later.
+    simulator.emit("refund.updated", simulator.get(refund["id"]))
+    events = simulator.events(object=refund["id"])
+    assert {event["created"] for event in events} == {refund["created"], refund["created"] + 60}
+    for event in reversed(events) if turned else events:
+        deliver(event)
+    told = order.refunds.get()
+    assert told.succeeded_at is not None
+    assert told.stripe_seen_at is not None
+    assert told.succeeded_at.timestamp() == refund["created"]
+    assert told.stripe_seen_at.timestamp() == refund["created"] + 60
+
+
+def test_a_large_part_makes_room_for_small_ones_that_are_nearer_to_the_next_cent() -> None:
+    assert share_out(28, [90, 2, 2, 2, 2, 2]) == [23, 1, 1, 1, 1, 1]
+
+
 @given(weights=st.lists(st.integers(0, 60), min_size=1, max_size=6))
 def test_a_larger_total_makes_no_part_smaller_and_all_is_shared_out(weights: list[int]) -> None:
     before = [0 for _ in weights]
