@@ -371,7 +371,11 @@ def _whole(value: Any) -> int:
 
 
 def _time(value: Any) -> datetime:
-    return datetime.fromtimestamp(_whole(value), tz=UTC)
+    try:
+        return datetime.fromtimestamp(_whole(value), tz=UTC)
+    except (OverflowError, OSError):
+        # Which of the two depends on the platform.
+        raise ValueError("a time is beyond the calendar") from None
 
 
 def _under_key(idempotency_key: str) -> Any:
