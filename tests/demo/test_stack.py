@@ -3,12 +3,12 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from io import StringIO
@@ -145,9 +145,15 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def wait_for_end(process: psutil.Process) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while is_alive(process) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    """Also of a process that is no child of ours, and of one that stays as a zombie."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([handle], [], [], PATIENCE)
+    finally:
+        os.close(handle)
 
 
 def postgres_of(state: Path) -> list[psutil.Process]:

@@ -1,0 +1,324 @@
+"""The house rules, as tests: what a reviewer would otherwise have to see each time."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands, load_command_class
+from django.db.models import TextChoices
+
+from marketplace import states
+from marketplace.admin.base import COLOURS
+from tests.structure import status_guard
+from tests.structure.sources import ROOT, imported, is_of, python_files, used_names
+from veza import settings as program
+
+STATUSES: list[type[TextChoices]] = [
+    states.TransferStatus,
+    states.ReversalStatus,
+    states.RefundStatus,
+    states.OrderStatus,
+    states.EventStatus,
+]
+EVERY_STATUS = [pytest.param(status, id=f"{kind.__name__}.{status.name}") for kind in STATUSES for status in kind]
+
+# --- A status changes by transition() only ----------------------------------------------------------------------------
+
+
+def test_no_status_is_changed_past_transition() -> None:
+    found = status_guard.check_tree(
+        ROOT, ["marketplace", "veza"], exempt=["marketplace/simulator", "marketplace/models/lifecycle.py"]
+    )
+    assert not found, "use transition():\n" + "\n".join(map(str, found))
+
+
+def test_the_guard_sees_the_allowed_place_when_it_is_not_exempt() -> None:
+    found = status_guard.check_tree(ROOT, ["marketplace/models"], exempt=[])
+    assert {violation.path for violation in found} == {"marketplace/models/lifecycle.py"}
+
+
+VIOLATIONS = {
+    "assigned": "transfer.status = REVERSED",
+    "assigned with an annotation": "transfer.status: str = REVERSED",
+    "assigned among others": "a, transfer.status = 1, REVERSED",
+    "assigned in a chain": "old = transfer.status = REVERSED",
+    "assigned deep inside": "refund.order.status = REFUNDED",
+    "assigned by an operator": "transfer.status += 'x'",
+    "assigned by a loop": "for transfer.status in choices: pass",
+    "assigned by a with": "with opened() as transfer.status: pass",
+    "assigned on self": "class T:\n    def f(self):\n        self.status = REVERSED",
+    "deleted": "del transfer.status",
+    "setattr": "setattr(transfer, 'status', REVERSED)",
+    "setattr of object": "object.__setattr__(transfer, 'status', REVERSED)",
+    "setattr method": "transfer.__setattr__('status', REVERSED)",
+    "setattr with a computed name": "setattr(transfer, name, value)",
+    "__dict__": "transfer.__dict__['status'] = REVERSED",
+    "__dict__ update": "transfer.__dict__.update(status=REVERSED)",
+    "vars": "vars(transfer)['status'] = REVERSED",
+    "update": "SellerTransfer.objects.filter(pk=1).update(status=REVERSED)",
+    "update among others": "rows.update(retry_count=0, status=REVERSED)",
+    "update, async": "async def f():\n    await rows.aupdate(status=REVERSED)",
+    "update with a dict": "rows.update(**{'status': REVERSED})",
+    "update with dict()": "rows.update(**dict(status=REVERSED))",
+    "update with a named dict": "fields = {'retry_count': 0, 'status': REVERSED}\nrows.update(**fields)",
+    "update with a filled dict": "fields = {}\nfields['status'] = REVERSED\nrows.update(**fields)",
+    "update with a dict that was updated": "fields = {}\nfields.update({'a': 1}, status=1)\nrows.update(**fields)",
+    "update with a spread dict": "a = {'status': 1}\nrows.update(**{'b': 2, **a})",
+    "update with a merged dict": "rows.update(**({'a': 1} | {'status': 2}))",
+    "update with a module's constant": "F = {'status': 1}\ndef f():\n    rows.update(**F)",
+    "update with what a caller gives": "def f(**fields):\n    rows.update(**fields)",
+    "update by partial": "partial(rows.update, status=REVERSED)()",
+    "update by methodcaller": "methodcaller('update', status=REVERSED)(rows)",
+    "bulk_update": "SellerTransfer.objects.bulk_update(rows, ['amount', 'status'])",
+    "bulk_update by keyword": "SellerTransfer.objects.bulk_update(objs=rows, fields=('status',))",
+    "bulk_update with a named list": "names = ['status']\nobjects.bulk_update(rows, names)",
+    "bulk_update with a grown list": "names = []\nnames.append('status')\nobjects.bulk_update(rows, names)",
+    "update_or_create": "objects.update_or_create(pk=1, defaults={'status': REVERSED})",
+    "update_or_create with dict()": "objects.update_or_create(pk=1, defaults=dict(status=REVERSED))",
+    "update_or_create by position": "objects.update_or_create({'status': REVERSED}, pk=1)",
+    "update_or_create with a named dict": "d = {'status': 1}\nobjects.update_or_create(pk=1, defaults=d)",
+    "upsert": "objects.bulk_create(rows, update_conflicts=True, update_fields=['status'], unique_fields=['id'])",
+    "save": "transfer.save(update_fields=['status'])",
+    "save among others": "transfer.save(update_fields=['status', 'updated_at'])",
+    "save with a set": "transfer.save(update_fields={*names, 'status'})",
+    "save with a condition": "transfer.save(update_fields=['status'] if moved else ['amount'])",
+    "save, async": "async def f():\n    await transfer.asave(update_fields=['status'])",
+    "save of a serializer": "serializer.save(status=REVERSED)",
+    "change": "transfer.change(reason='r', actor='a', status=REVERSED)",
+    "change with a dict": "transfer.change(reason='r', actor='a', **{'status': REVERSED})",
+    "SQL": "cursor.execute(\"UPDATE marketplace_sellertransfer SET status = 'reversed' WHERE id = 1\")",
+    "SQL, later in the list": "cursor.execute('UPDATE t SET a = now(), status = %s WHERE id = 1')",
+    "SQL, quoted": "cursor.execute('UPDATE t SET \"status\" = 1')",
+    "SQL, small letters": "cursor.execute('update t set status=1')",
+    "SQL, several lines": "sql = '''\nUPDATE t AS x\nSET a = 1, -- one\n    status = 'x'\nFROM y\n'''",
+    "SQL after a subquery": "sql = \"UPDATE t SET a = (SELECT b FROM c WHERE d = 1), status = 'x'\"",
+    "SQL, column list": "sql = 'UPDATE t SET (a, status) = (1, 2)'",
+    "SQL, formatted": "sql = f'UPDATE {table} SET status = {value}'",
+    "SQL, in two pieces": "sql = 'UPDATE t ' + 'SET status = 1'",
+    "SQL, upsert": "sql = 'INSERT INTO t (id, status) VALUES (1, 2) ON CONFLICT (id) DO UPDATE SET status = 2'",
+}
+LOOK_ALIKES = {
+    "reading": "if transfer.status == REVERSED: print(transfer.status)",
+    "a local name": "status = transfer.status",
+    "a class attribute": "class T(Model):\n    status = CharField()",
+    "an annotation": "class T:\n    status: str",
+    "filtering": "rows.filter(status=REVERSED).update(retry_count=0)",
+    "filtering with a dict": "rows.filter(**{'status': REVERSED}).update(retry_count=0)",
+    "excluding": "rows.exclude(status='pending').delete()",
+    "ordering": "rows.order_by('status').values_list('status')",
+    "a new row": "SellerTransfer(status=PENDING)",
+    "a created row": "SellerTransfer.objects.create(status=PENDING)",
+    "many created rows": "objects.bulk_create([SellerTransfer(status=PENDING)])",
+    "a row got or created": "objects.get_or_create(pk=1, defaults={'status': PENDING})",
+    "the first status of an upsert": "objects.update_or_create(pk=1, create_defaults={'status': P}, defaults={'a': 1})",
+    "an answer": "JsonResponse({'status': 'ok'}, status=200)",
+    "a key of a dict": "answer = {}\nanswer['status'] = 'ok'",
+    "another field": "transfer.stripe_status = 'x'",
+    "other fields updated": "rows.update(stripe_status='x', last_status_at=1)",
+    "other fields of a dict": "fields = {'retry_count': 0}\nrows.update(**fields)",
+    "other fields saved": "transfer.save(update_fields=['amount', 'status_note'])",
+    "other fields in bulk": "objects.bulk_update(rows, ['amount'])",
+    "setattr of another name": "setattr(transfer, 'amount', 1)",
+    "transition": "transfer.transition(REVERSED, reason='r', actor='a', amount_reversed=1)",
+    "a hash": "hashlib.sha256().update(b'status')",
+    "selecting": "sql = \"SELECT status FROM t WHERE status = 'pending'\"",
+    "a condition of an UPDATE": "sql = \"UPDATE t SET a = 1 WHERE status = 'pending' AND b = 2\"",
+    "a condition after FROM": "sql = \"UPDATE t SET a = 1 FROM due WHERE t.id = due.id AND due.status = 'x'\"",
+    "a subquery": "sql = \"UPDATE t SET a = (SELECT max(b) FROM c WHERE status = 'x') WHERE id = 1\"",
+    "another column": "sql = \"UPDATE t SET stripe_status = 'x', status_note = 'y'\"",
+    "an inserted row": "sql = \"INSERT INTO t (id, status) VALUES (1, 'pending')\"",
+    "a docstring": "def f():\n    '''UPDATE t SET status = 1 is what this never does.'''",
+    "a comparison in SET": "sql = 'UPDATE t SET is_new = (status = 1)'",
+}
+
+
+@pytest.mark.parametrize("source", VIOLATIONS.values(), ids=VIOLATIONS.keys())
+def test_the_guard_finds(source: str) -> None:
+    assert status_guard.check_source(source)
+
+
+@pytest.mark.parametrize("source", LOOK_ALIKES.values(), ids=LOOK_ALIKES.keys())
+def test_the_guard_lets_pass(source: str) -> None:
+    assert status_guard.check_source(source) == []
+
+
+# --- Layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_imports_only_go_down() -> None:
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_module_has_its_layer() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract for contract in contracts if contract["id"] == "layers"]
+    assert layers["exhaustive"] is True
+    placed = set(re.findall(r"\w+", " ".join([*layers["layers"], *layers["exhaustive_ignores"]])))
+    present = {path.stem for path in (ROOT / "marketplace").glob("*.py") if path.stem != "__init__"}
+    present |= {path.parent.name for path in (ROOT / "marketplace").glob("*/__init__.py")}
+    assert present <= placed
+
+
+def importers(package: str, folders: list[str], *, besides: list[str]) -> set[str]:
+    found = set()
+    for path in python_files(*folders):
+        name = path.relative_to(ROOT).as_posix()
+        if any(name.startswith(each) for each in besides):
+            continue
+        modules = imported(path.read_text(), ".".join(path.relative_to(ROOT).parent.parts))
+        if any(is_of(module, package) for module in modules):
+            found.add(name)
+    return found
+
+
+def test_only_the_gateway_imports_stripe() -> None:
+    assert importers("stripe", ["marketplace", "veza"], besides=["marketplace/gateway/"]) == set()
+    assert importers("stripe", ["marketplace/gateway"], besides=[])
+
+
+def test_only_commands_import_the_simulator() -> None:
+    besides = ["marketplace/simulator/", "marketplace/management/"]
+    assert importers("marketplace.simulator", ["marketplace", "veza"], besides=besides) == set()
+    assert importers("marketplace.simulator", ["marketplace/management"], besides=[])
+
+
+def test_the_simulator_imports_nothing_of_ours() -> None:
+    found = set()
+    for path in python_files("marketplace/simulator"):
+        package = ".".join(path.relative_to(ROOT).parent.parts)
+        for module in imported(path.read_text(), package):
+            ours = is_of(module, "marketplace") and not is_of(module, "marketplace.simulator")
+            # `from . import x` names the package itself.
+            if (ours and module != "marketplace") or any(is_of(module, name) for name in ("veza", "django", "stripe")):
+                found.add((path.name, module))
+    assert found == set()
+
+
+def test_imports_are_found_in_functions_and_relative_ones_too() -> None:
+    source = "def f():\n    import stripe.error\nfrom ..models import sales\nfrom . import x"
+    assert imported(source, "marketplace.api") == {
+        "stripe.error",
+        "marketplace.models",
+        "marketplace.models.sales",
+        "marketplace.api",
+        "marketplace.api.x",
+    }
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def template() -> dict[str, tuple[str, str]]:
+    """Name -> (default, the comment above it) in `.env.template`."""
+    found: dict[str, tuple[str, str]] = {}
+    above = ""
+    for line in (ROOT / ".env.template").read_text().splitlines():
+        if match := re.fullmatch(r"([A-Z][A-Z0-9_]*)=(.*)", line):
+            assert match[1] not in found, f"{match[1]} stands twice in .env.template"
+            found[match[1]] = (match[2], above)
+        above = line.removeprefix("#").strip() if line.startswith("#") else ""
+    return found
+
+
+def test_the_template_lists_every_variable_and_no_other() -> None:
+    assert set(template()) == set(program.env.read)
+
+
+@pytest.mark.parametrize("name", sorted(program.env.read))
+def test_the_template_gives_the_default_and_a_line_of_meaning(name: str) -> None:
+    default, meaning = template()[name]
+    variable = program.env.read[name]
+    assert default == variable.default
+    assert len(meaning.split()) >= 3, f"{name} has no comment of its own"
+    assert not (variable.secret and default), f"{name} is secret: the template must not hold a value"
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    reading = {
+        path.relative_to(ROOT).as_posix()
+        for path in python_files("marketplace", "veza")
+        if any(is_of(name, "os.environ") or is_of(name, "os.getenv") for name in used_names(path.read_text()))
+    }
+    # wsgi.py says which settings; database.py stops the server for make, without settings; the demonstration hands its
+    # environment on to the programs that it starts.
+    allowed = {"veza/settings.py", "veza/wsgi.py", "veza/database.py", "marketplace/demo/stack.py"}
+    assert reading <= allowed
+
+
+# --- Statuses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", EVERY_STATUS)
+def test_every_status_has_a_label_of_its_own(status: TextChoices) -> None:
+    labels = [str(other.label) for other in type(status)]
+    assert str(status.label).strip()
+    assert labels.count(str(status.label)) == 1
+
+
+def test_every_status_has_a_colour_in_the_admin() -> None:
+    assert {kind: set(COLOURS[kind]) for kind in STATUSES} == {kind: set(kind) for kind in STATUSES}
+
+
+# --- Tests ------------------------------------------------------------------------------------------------------------
+
+FORBIDDEN_IN_TESTS = ["time.sleep", "pytest.skip", "pytest.importorskip", "pytest.xfail", "unittest.skip"]
+FORBIDDEN_IN_TESTS += ["pytest.mark.skip", "pytest.mark.skipif", "pytest.mark.xfail"]
+
+
+# What only Linux can do is tested on Linux, which is where the whole suite has to run.
+ELSEWHERE = 'pytest.mark.skipif(sys.platform != "linux"'
+
+
+def forbidden(source: str) -> set[str]:
+    used = used_names(source.replace(ELSEWHERE, "on_linux(True"))
+    return {name for name in FORBIDDEN_IN_TESTS if any(is_of(each, name) for each in used)}
+
+
+@pytest.mark.parametrize("path", list(python_files("tests")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_test_sleeps_or_is_skipped(path: Path) -> None:
+    assert forbidden(path.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import time\ntime.sleep(1)", "time.sleep"),
+        ("from time import sleep\nsleep(1)", "time.sleep"),
+        ("from time import sleep as rest\nrest(1)", "time.sleep"),
+        ("import time as t\nt.sleep(1)", "time.sleep"),
+        ("@pytest.mark.skip\ndef test_x(): ...", "pytest.mark.skip"),
+        ("@pytest.mark.skipif(True, reason='')\ndef test_x(): ...", "pytest.mark.skipif"),
+        ("@pytest.mark.xfail\ndef test_x(): ...", "pytest.mark.xfail"),
+        ("def test_x():\n    pytest.skip('no')", "pytest.skip"),
+    ],
+)
+def test_sleeping_and_skipping_are_found(source: str, name: str) -> None:
+    assert forbidden(source) == {name}
+
+
+# --- Commands and the lock file ---------------------------------------------------------------------------------------
+
+OUR_COMMANDS = sorted(name for name, app in get_commands().items() if app == "marketplace")
+
+
+@pytest.mark.parametrize("name", OUR_COMMANDS)
+def test_every_command_says_what_it_does(name: str) -> None:
+    command = load_command_class("marketplace", name)
+    assert len(command.help.split()) >= 4
+    for action in command.create_parser("manage.py", name)._actions:
+        assert action.help, f"{name} {action.option_strings} has no help"
+
+
+def test_the_commands_of_the_contract_are_there() -> None:
+    expected = {"run_reversal_worker", "run_transfer_retry_worker", "run_stripe_simulator", "seed_demo", "smoke_probe"}
+    assert expected <= set(OUR_COMMANDS)
+
+
+def test_the_lock_file_is_made_as_its_header_says() -> None:
+    command = (ROOT / "requirements.lock").read_text().splitlines()[1].removeprefix("#").strip()
+    assert command in (ROOT / "Makefile").read_text()
