@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 # Source: docs.stripe.com/currencies#zero-decimal and #special-cases. ISK and UGX have no decimals in use, but Stripe
 # counts them in hundredths, so they are not in this list.
@@ -46,21 +47,25 @@ class Money:
 
 
 def split(total: int, weights: Sequence[int]) -> list[int]:
-    """Share ``total`` minor units by weight so that the parts add up exactly (largest remainder).
+    """Share ``total`` minor units by weight so that the parts add up exactly, and none shrinks as the total grows.
 
-    Ties go to the earlier part, so the same call gives the same parts. No part exceeds its weight while ``total`` does
-    not exceed the sum of the weights. Raises ``ValueError`` for a negative total or weight, or where there is something
-    to share and nobody to take it.
+    Largest remainders would not do for refunds in several steps: of 3 cents over 6, 6 and 2 each bears one, of 4 the
+    third bears none, and the cent it gave is not given back. So each cent goes to whom it is due most (Sainte-Laguë),
+    ties to the earlier. A total of all the weights gives each its weight, and no smaller total gives anyone more.
+
+    Raises ``ValueError`` for a negative total or weight, or where there is something to share and nobody to take it.
     """
     if total < 0 or any(weight < 0 for weight in weights):
         raise ValueError("total and weights must not be negative")
-    sum_of_weights = sum(weights)
-    if sum_of_weights == 0:
+    whole = sum(weights)
+    if whole == 0:
         if total:
             raise ValueError("nobody to share with")
         return [0] * len(weights)
-    floors = [total * weight // sum_of_weights for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % sum_of_weights), i))
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors
+    # Rounding what is a little less than the total gives the state after most of the cents; the last go one by one.
+    surely = max(total - len(weights), 0)
+    parts = [(2 * surely * weight + whole) // (2 * whole) for weight in weights]
+    for _ in range(total - sum(parts)):
+        due_most = max(range(len(parts)), key=lambda i: (Fraction(weights[i], 2 * parts[i] + 1), -i))
+        parts[due_most] += 1
+    return parts

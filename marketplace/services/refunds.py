@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from fractions import Fraction
 from typing import Any, assert_never
 
 import structlog
@@ -40,6 +39,7 @@ from marketplace.gateway.contract import (
     Unknown,
 )
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.money import split
 from marketplace.services import leases, outcomes, reversals
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 
@@ -385,27 +385,8 @@ def plan(order_amount: int, total_refunded: int, sellers: Sequence[tuple[int, in
     """
     shares = [share for share, _ in sellers]
     platform = max(order_amount - sum(shares), 0)
-    targets = share_out(min(total_refunded, order_amount), [*shares, platform])
+    targets = split(min(total_refunded, order_amount), [*shares, platform])
     return [max(min(target, share) - taken, 0) for target, (share, taken) in zip(targets, sellers, strict=False)]
-
-
-def share_out(total: int, weights: Sequence[int]) -> list[int]:
-    """Share ``total`` minor units by weight so that the parts add up, and none shrinks as the total grows.
-
-    Largest remainders would not do: of 3 cents over 6, 6 and 2 each bears one, of 4 the third bears none, and what it
-    gave is not given back. So every cent goes to whom it is due most (Sainte-Laguë), ties to the earlier; at a total of
-    all the weights each part is its weight.
-    """
-    whole = sum(weights)
-    if not whole:
-        return [0 for _ in weights]
-    # Rounding what is a little less than the total gives the state after most of the cents; the last go one by one.
-    surely = max(total - len(weights), 0)
-    parts = [(2 * surely * weight + whole) // (2 * whole) for weight in weights]
-    for _ in range(total - sum(parts)):
-        due_most = max(range(len(parts)), key=lambda i: (Fraction(weights[i], 2 * parts[i] + 1), -i))
-        parts[due_most] += 1
-    return parts
 
 
 def already_taken(transfer: SellerTransfer) -> int:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from marketplace.models import Order, WebhookEvent
-from marketplace.services.refunds import share_out
+from marketplace.money import split
 from marketplace.states import EventStatus, ReversalStatus
 from tests.factories import order_with_items, order_with_transfers
 from tests.inbox.conftest import Event, work
@@ -194,14 +194,14 @@ def test_a_refund_has_succeeded_since_the_first_time_that_stripe_said_so(
 
 
 def test_a_large_part_makes_room_for_small_ones_that_are_nearer_to_the_next_cent() -> None:
-    assert share_out(28, [90, 2, 2, 2, 2, 2]) == [23, 1, 1, 1, 1, 1]
+    assert split(28, [90, 2, 2, 2, 2, 2]) == [23, 1, 1, 1, 1, 1]
 
 
 @given(weights=st.lists(st.integers(0, 60), min_size=1, max_size=6))
 def test_a_larger_total_makes_no_part_smaller_and_all_is_shared_out(weights: list[int]) -> None:
     before = [0 for _ in weights]
     for total in range(sum(weights) + 1):
-        parts = share_out(total, weights)
+        parts = split(total, weights)
         assert sum(parts) == total
         assert all(old <= new <= weight for old, new, weight in zip(before, parts, weights, strict=True))
         before = parts
