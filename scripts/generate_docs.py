@@ -168,10 +168,10 @@ PLACES: dict[TextChoices, tuple[int, int]] = {
     T.PENDING: (218, 30),
     T.FAILED: (218, 210),
     T.COMPLETED: (440, 120),
-    T.REVERSAL_PENDING: (668, 30),
-    T.PARTIALLY_REVERSED: (668, 210),
+    T.REVERSAL_PENDING: (690, 30),
+    T.PARTIALLY_REVERSED: (716, 210),
     T.REVERSED: (900, 120),
-    T.PERMANENTLY_FAILED: (440, 330),
+    T.PERMANENTLY_FAILED: (420, 330),
 }
 # Boxes carry their own light ground, lines a middle grey: both show on white and on black.
 FILLS: dict[TextChoices, str] = {
