@@ -59,7 +59,7 @@ format: env ## Format the code, mend what can be mended
 	@$(BIN)/ruff check --fix
 
 stop: ## Stop the embedded database, if it runs
-	@if [ -x $(BIN)/python ] && [ -d .veza/postgres ]; then $(BIN)/python -m veza.database stop; fi
+	@if [ -f .venv/installed ]; then $(BIN)/python -m veza.database stop; fi
 
 clean: stop ## Remove all that make made; .env stays
 	rm -rf .venv .veza staticfiles htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

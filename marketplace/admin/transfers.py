@@ -185,9 +185,9 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
         if transfer is None or transfer.status != TransferStatus.PERMANENTLY_FAILED:
             return []
         useless = set()
-        if transfer.stripe_transfer_id:
+        if transfer.stripe_transfer_id or transfer.failed_leg == SellerTransfer.Leg.SENDING:
             useless.add("enter_transfer_id")
-        elif transfer.failed_leg != SellerTransfer.Leg.SENDING:
+        else:
             useless.add("retry_one")
         found = super().get_actions_detail(request, object_id)
         return [item for item in found if item.path not in useless]

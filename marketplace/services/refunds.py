@@ -199,8 +199,7 @@ def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
     """
     with transaction.atomic(durable=True):
         if isinstance(answer, RefundCreated):
-            # Facts are facts, whoever holds the lease.
-            record(answer.refund, actor=actor)
+            _settle_created(claimed, answer.refund, actor=actor)
             return
         refund = _still_asking(claimed)
         match answer:
@@ -229,6 +228,17 @@ def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
                 _try_again(refund, outcomes.error_of(answer), actor=actor)
             case _:
                 assert_never(answer)
+
+
+def _settle_created(claimed: Refund, facts: RefundFacts, *, actor: str) -> None:
+    """Facts are facts, whoever holds the lease. Those that contradict ours are kept with the row, for a person."""
+    try:
+        with transaction.atomic():
+            record(facts, actor=actor)
+    except (ConflictingFacts, MalformedEvent) as conflict:
+        error = outcomes.error("conflicting_facts", conflict.message)
+        _try_again(_still_asking(claimed), error, actor=actor)
+        logger.exception("refund_needs_a_person", refund=claimed.pk, code="conflicting_facts")
 
 
 def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> None:

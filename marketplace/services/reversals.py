@@ -454,7 +454,8 @@ class _Settlement:
         if policy.is_exhausted(self.transfer.retry_count):
             spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"
             message = f"{spent} {error['last_error_message']}"
-            self.needs_a_person({**error, "last_error_code": RETRIES_EXHAUSTED, "last_error_message": message})
+            exhausted = {**error, "last_error_code": RETRIES_EXHAUSTED, "last_error_message": message}
+            self.needs_a_person(exhausted, look_first=look_first or None)
             return
         if look_first and not self.reversal.look_first:
             self.reversal.change(reason=error["last_error_code"], actor=self.actor, look_first=True)

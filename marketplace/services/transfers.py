@@ -294,12 +294,16 @@ def enter_transfer_id(*, transfer_id: int, stripe_transfer_id: str, actor: str, 
                 raise NotAllowedNow(
                     f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one takes an id"
                 )
+            if transfer.failed_leg == SellerTransfer.Leg.SENDING:
+                raise NotAllowedNow(
+                    f"transfer {transfer_id} failed while it was being sent and owes no reversal by itself:"
+                    " retry it, which finds a transfer that Stripe made after all"
+                )
             transfer.change(
                 actor=actor,
                 reason=reason,
                 stripe_transfer_id=stripe_transfer_id,
                 failed_leg=SellerTransfer.Leg.REVERSING,
-                in_doubt=False,
             )
     except IntegrityError as error:
         # Of the table's constraints only the one on unique ids can speak here.

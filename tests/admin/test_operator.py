@@ -252,10 +252,10 @@ def test_an_id_that_is_there_stays(operator: Client) -> None:
     assert "has its id" in response.content.decode()
 
 
-def test_a_sending_that_failed_may_be_retried_or_given_its_id(operator: Client) -> None:
+def test_a_sending_that_failed_may_be_retried_and_takes_no_id(operator: Client) -> None:
     transfer = SellerTransferFactory(permanently_failed_sending=True)
 
     shown = operator.get(address("change", transfer)).content.decode()
 
     assert address("retry_one", transfer) in shown
-    assert address("enter_transfer_id", transfer) in shown
+    assert address("enter_transfer_id", transfer) not in shown

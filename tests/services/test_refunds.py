@@ -9,6 +9,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from marketplace.errors import (
     ConflictingFacts,
@@ -559,6 +560,25 @@ def test_the_webhook_that_overtakes_the_answer_wins_and_nothing_is_done_twice(
     with pytest.raises(StaleTransition):
         refunds.settle(refund, Unknown(message="timeout"), actor="late")
     assert states(refundable_order) == [("reversal_pending", [("pending", 3000)])]
+
+
+@pytest.mark.django_db
+def test_an_answer_that_contradicts_the_request_is_kept_with_the_refund(
+    refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
+) -> None:
+    refund = ask(refundable_order, amount=2000).refund
+    simulator.create_refund(
+        refundable_order.stripe_charge_id, 1000, metadata={"operation_id": str(refund.operation_id)}
+    )
+    Refund.objects.filter(pk=refund.pk).update(look_first=True)
+    due(refund)
+    with capture_logs() as logs:
+        run(gateway)
+    refund.refresh_from_db()
+    assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "conflicting_facts")
+    assert "is 1000 eur" in refund.last_error_message
+    assert [entry["log_level"] for entry in logs if entry["event"] == "refund_needs_a_person"] == ["error"]
+    assert simulator.requests.to(CREATE_REFUND) == []
 
 
 @pytest.mark.django_db

@@ -98,6 +98,12 @@ def test_with_its_id_entered_the_reversal_can_be_retried() -> None:
     assert (transfer.status, transfer.stripe_transfer_id) == (TransferStatus.REVERSAL_PENDING, "tr_found")
 
 
+def test_a_row_that_was_being_sent_takes_no_id_for_then_a_retry_would_take_all_back() -> None:
+    transfer = SellerTransferFactory(permanently_failed_sending=True)
+    with pytest.raises(NotAllowedNow, match="owes no reversal"):
+        transfers.enter_transfer_id(transfer_id=transfer.pk, stripe_transfer_id="tr_1", actor="a", reason="r")
+
+
 @pytest.mark.parametrize("text", ["", "ch_1", "tr_" + "x" * 300])
 def test_only_the_id_of_a_transfer_is_taken(text: str) -> None:
     transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, connections, transaction
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
@@ -380,7 +380,12 @@ def test_many_rows_and_two_workers_make_each_reversal_once(
     rows = [at_stripe() for _ in range(30)]
     workers = [reversal.worker(gateway, concurrency=4, batch_size=3) for _ in range(2)]
     done: list[int] = []
-    threads = [threading.Thread(target=lambda made=made: done.append(made.run_once())) for made in workers]
+
+    def drain_all(made: Worker) -> None:
+        done.append(made.run_once())
+        connections.close_all()
+
+    threads = [threading.Thread(target=drain_all, args=(made,)) for made in workers]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -310,6 +310,19 @@ def test_exhausted_retries_ask_a_person(at_stripe: Make, run_reversals: Run, sim
     assert transfer.next_retry_at is None
 
 
+def test_after_a_500_that_spent_the_last_retry_an_operators_retry_looks_first(
+    at_stripe: Make, run_reversals: Run, simulator: Any
+) -> None:
+    transfer = at_stripe()
+    SellerTransfer.objects.filter(pk=transfer.pk).update(retry_count=5)
+    simulator.faults.add("error_500", endpoint=REVERSE, times=1)
+    run_reversals()
+    transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="again")
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, only_reversal(transfer).key_generation) == (TransferStatus.REVERSED, 2)
+
+
 def test_a_500_is_looked_into_before_a_new_key_is_used(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
     transfer = at_stripe()
     simulator.faults.add("error_500", endpoint=REVERSE, times=1)
