@@ -192,8 +192,13 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
     )
 
 
+def never_deleted() -> pgtrigger.Trigger:
+    return pgtrigger.Protect(name="never_deleted", operation=pgtrigger.Delete)
+
+
 def tracked(model_name: str, *fields: str) -> Any:
-    """Append-only history by trigger: each change of the status, and each failed attempt that left it as it was.
+    """Append-only history by trigger: each change of the status, and each failed attempt that left it as it was. What
+    has a history is never deleted, by whatever statement.
 
     Who, why and which attempt stand in the row itself (``pgh_context``), so that history needs no second table.
     """
@@ -204,7 +209,7 @@ def tracked(model_name: str, *fields: str) -> Any:
     if "last_error_at" in fields:
         failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
         trackers.append(pghistory.UpdateEvent("attempt", condition=pgtrigger.Condition(failed_again)))
-    return pghistory.track(
+    track = pghistory.track(
         *trackers,
         fields=list(fields),
         model_name=model_name,
@@ -213,3 +218,5 @@ def tracked(model_name: str, *fields: str) -> Any:
         context_id_field=None,  # type: ignore[arg-type]  # its code takes None, its annotation does not
         obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),
     )
+    keep = pgtrigger.register(never_deleted())
+    return lambda model: keep(track(model))

@@ -171,6 +171,13 @@ def test_the_history_cannot_be_deleted(model: type[Lifecycle]) -> None:
     assert row.history.count() == count
 
 
+def refuse(statement: str, message: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        with pytest.raises(DatabaseError, match=message), transaction.atomic():
+            cursor.execute(statement)
+
+
 # --- Nothing that has a past is deleted -------------------------------------------------------------------------------
 
 
@@ -179,6 +186,7 @@ def test_a_row_with_a_history_cannot_be_deleted(model: type[Lifecycle]) -> None:
     row = FACTORIES[model]()
     with pytest.raises(ProtectedError):
         row.delete()
+    refuse(f"DELETE FROM {model._meta.db_table} WHERE id = {row.pk}", "Cannot delete rows")  # noqa: S608
     assert model._default_manager.filter(pk=row.pk).exists()
 
 
