@@ -49,9 +49,9 @@ check: env ## Lint, types, layers, migrations, deployment settings, docs
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(MANAGE) makemigrations --check --dry-run
+	@$(DEPLOYED) $(MANAGE) makemigrations --check --dry-run
 	@$(DEPLOYED) $(MANAGE) check --deploy --fail-level WARNING
-	@$(MANAGE) spectacular --validate --fail-on-warn --file /dev/null
+	@$(DEPLOYED) $(MANAGE) spectacular --validate --fail-on-warn --file /dev/null
 	@$(BIN)/python scripts/generate_docs.py --check
 
 format: env ## Format the code, mend what can be mended
