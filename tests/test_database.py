@@ -104,6 +104,16 @@ def test_stop_ends_the_server_whoever_holds_it(directory: Path) -> None:
     assert not is_running(directory)
 
 
+@pytest.mark.parametrize("name", ["with a space", "long" * 30])
+def test_a_path_that_no_socket_can_have_is_no_obstacle(directory: Path, name: str) -> None:
+    there = directory.parent.parent / name / "postgres"
+    with holder(there) as held:
+        assert is_running(there)
+        assert held.socket_directory != str(there)  # type: ignore[attr-defined]
+    assert held.returncode == 0
+    assert not is_running(there)
+
+
 def test_threads_that_connect_at_once_start_it_once(directory: Path) -> None:
     program = HOLDER.replace(
         "socket_directory = database.ensure_running(Path(sys.argv[1]))",

