@@ -1,22 +1,32 @@
 """Finds code that changes a status past ``Lifecycle.transition()``: by reading the syntax tree, not by searching text.
 
 What may stay: reading and comparing a status, filtering by it, a new row with its first status, and SQL that names a
-status in a condition. Where a value cannot be followed (``setattr`` with a computed name, ``update(**unknown)``), that
-is reported too: code that nobody can check does not belong there.
+status in a condition. Where a value cannot be followed (``setattr`` with a computed name, ``update(**unknown)``, SQL
+whose columns are filled in), that is reported too: code that nobody can check does not belong there.
 """
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-FIELD = "status"
+from tests.structure import sql_guard
+from tests.structure.values import FIELD, Values, is_field
+
 # Calls that write their keywords into existing rows.
 UPDATERS = frozenset({"update", "aupdate", "change"})
 UPDATERS_WITH_DEFAULTS = frozenset({"update_or_create", "aupdate_or_create"})
-BULK_UPDATERS = frozenset({"bulk_update", "abulk_update"})
-SAVERS = frozenset({"save", "asave", "bulk_create", "abulk_create", "save_base"})
+# Calls that take names of columns to write: under which keyword, or as which argument.
+COLUMN_NAMES = {
+    "bulk_update": ("fields", 1),
+    "abulk_update": ("fields", 1),
+    "bulk_create": ("update_fields", 4),
+    "abulk_create": ("update_fields", 4),
+    "save": ("update_fields", 3),
+    "asave": ("update_fields", 3),
+    "save_base": ("update_fields", 4),
+}
+DICT_WRITERS = frozenset({"update", "setdefault", "__setitem__", "__ior__"})
 
 
 @dataclass(frozen=True)
@@ -43,94 +53,45 @@ def check_tree(root: Path, folders: list[str], *, exempt: list[str]) -> list[Vio
 def check_source(source: str, path: str = "<source>") -> list[Violation]:
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    found = {
-        Violation(path, line, what)
-        for scope in _scopes(tree)
-        for line, what in _check_scope(scope, _Values(scope, tree), docstrings)
-    }
-    return sorted(found, key=lambda violation: (violation.line, violation.what))
+    outside, functions = _scopes(tree)
+    found: set[tuple[int, str]] = set(_check(outside, Values(outside, tree), docstrings))
+    for function in functions:
+        nodes = list(ast.walk(function))
+        found |= set(_check(nodes, Values(nodes, tree), docstrings))
+    return [Violation(path, line, what) for line, what in sorted(found)]
 
 
-def _scopes(tree: ast.Module) -> Iterator[ast.AST]:
-    yield tree
-    yield from (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+def _scopes(tree: ast.Module) -> tuple[list[ast.AST], list[ast.AST]]:
+    """The nodes outside of functions, and the functions that are not inside another one."""
+    outside: list[ast.AST] = []
+    functions: list[ast.AST] = []
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            functions.append(node)
+        else:
+            outside.append(node)
+            waiting.extend(ast.iter_child_nodes(node))
+    return outside, functions
 
 
-class _Values:
-    """What the names of one function hold, as far as that is written down in it."""
-
-    def __init__(self, scope: ast.AST, module: ast.Module) -> None:
-        self.assigned: dict[str, list[ast.expr]] = {}
-        self.module_names = {
-            target.id
-            for statement in module.body
-            if isinstance(statement, (ast.Assign, ast.AnnAssign))
-            for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
-            if isinstance(target, ast.Name)
-        }
-        self.filled_with_field: set[str] = set()
-        for node in ast.walk(scope):
-            if isinstance(node, ast.Assign):
-                for target in node.targets:
-                    self._note(target, node.value)
-            elif isinstance(node, (ast.AnnAssign, ast.NamedExpr, ast.AugAssign)) and node.value is not None:
-                self._note(node.target, node.value)
-            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                self._note_call(node.func, node)
-
-    def _note(self, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Name):
-            self.assigned.setdefault(target.id, []).append(value)
-        elif isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name) and _is_field(target.slice):
-            self.filled_with_field.add(target.value.id)
-
-    def _note_call(self, func: ast.Attribute, call: ast.Call) -> None:
-        holder = func.value.id if isinstance(func.value, ast.Name) else ""
-        names = any(map(_is_field, call.args)) or any(keyword.arg == FIELD for keyword in call.keywords)
-        if func.attr in {"append", "add", "setdefault", "update"} and names:
-            self.filled_with_field.add(holder)
-
-    def knows(self, node: ast.expr) -> bool:
-        """Whether it is written here, or in this module, what the value holds."""
-        return not isinstance(node, ast.Name) or node.id in self.assigned or node.id in self.module_names
-
-    def may_name_field(self, node: ast.expr, depth: int = 0) -> bool:
-        """Whether a list, set, tuple or dict, or a name for one, has our field in it."""
-        if depth > 5:
-            return False
-        match node:
-            case ast.Constant():
-                return _is_field(node)
-            case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
-                return any(self.may_name_field(part, depth + 1) for part in parts)
-            case ast.Starred(value=inner):
-                return self.may_name_field(inner, depth + 1)
-            case ast.Dict(keys=keys, values=values):
-                named = any(key is not None and _is_field(key) for key in keys)
-                spread = [value for key, value in zip(keys, values, strict=True) if key is None]
-                return named or any(self.may_name_field(value, depth + 1) for value in spread)
-            case ast.BinOp(left=left, right=right):
-                return self.may_name_field(left, depth + 1) or self.may_name_field(right, depth + 1)
-            case ast.IfExp(body=body, orelse=orelse):
-                return self.may_name_field(body, depth + 1) or self.may_name_field(orelse, depth + 1)
-            case ast.Call(args=args, keywords=keywords):
-                named = any(keyword.arg == FIELD for keyword in keywords)
-                return named or any(self.may_name_field(arg, depth + 1) for arg in args)
-            case ast.Name(id=name):
-                values = self.assigned.get(name, [])
-                return name in self.filled_with_field or any(self.may_name_field(v, depth + 1) for v in values)
-        return False
-
-
-def _check_scope(scope: ast.AST, values: _Values, docstrings: set[int]) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(scope):
+def _check(nodes: list[ast.AST], values: Values, docstrings: set[int]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         for target in _targets(node):
-            if what := _assigned(target):
+            if what := _assigned(target, values):
                 yield target.lineno, what
+        if isinstance(node, (ast.Assign, ast.AugAssign)) and (what := _whole_dict(node, values)):
+            yield node.lineno, what
         if isinstance(node, ast.Call) and (what := _called(node, values)):
             yield node.lineno, what
-        if isinstance(node, (ast.Constant, ast.JoinedStr)) and id(node) not in docstrings and _sql_sets_field(node):
-            yield node.lineno, "SQL that sets a status"
+        if id(node) in docstrings:
+            continue
+        if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)) and (what := sql_guard.check(node)):
+            yield node.lineno, what
+
+
+# --- Assignments ------------------------------------------------------------------------------------------------------
 
 
 def _targets(node: ast.AST) -> Iterator[ast.expr]:
@@ -149,39 +110,55 @@ def _targets(node: ast.AST) -> Iterator[ast.expr]:
         yield from (inner for inner in ast.walk(part) if isinstance(inner, (ast.Attribute, ast.Subscript)))
 
 
-def _assigned(target: ast.expr) -> str:
+def _assigned(target: ast.expr, values: Values) -> str:
     match target:
         case ast.Attribute(attr=attr, ctx=ast.Store() | ast.Del()) if attr == FIELD:
             return "a status is assigned"
-        case ast.Subscript(value=holder, slice=key, ctx=ast.Store() | ast.Del()) if _is_field(key):
-            if isinstance(holder, ast.Attribute) and holder.attr == "__dict__":
-                return "a status is put into __dict__"
-            if isinstance(holder, ast.Call) and isinstance(holder.func, ast.Name) and holder.func.id == "vars":
-                return "a status is put into vars()"
+        case ast.Subscript(value=holder, slice=key, ctx=ast.Store() | ast.Del()) if _is_instance_dict(holder):
+            return _judged([key], values, "a status is put into an instance's dict")
     return ""
 
 
-def _called(call: ast.Call, values: _Values) -> str:
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+def _whole_dict(node: ast.Assign | ast.AugAssign, values: Values) -> str:
+    """``x.__dict__ = …`` and ``x.__dict__ |= …``."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    if any(_is_instance_dict(target) for target in targets):
+        return _judged([node.value], values, "a status is put into an instance's dict")
+    return ""
+
+
+def _is_instance_dict(node: ast.expr) -> bool:
+    match node:
+        case ast.Attribute(attr="__dict__") | ast.Call(func=ast.Name(id="vars")):
+            return True
+    return False
+
+
+# --- Calls ------------------------------------------------------------------------------------------------------------
+
+
+def _called(call: ast.Call, values: Values) -> str:
+    function = values.meant(call.func)
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if name in {"setattr", "__setattr__"}:
-        return _set_by_name(call, name)
-    if name in UPDATERS and isinstance(call.func, ast.Attribute):
-        return _keywords_name_field(call, values, name)
-    if name in UPDATERS_WITH_DEFAULTS and _any_argument(call, values, keyword="defaults", position=0):
-        return f"a status in the defaults of {name}()"
-    if name in BULK_UPDATERS and _any_argument(call, values, keyword="fields", position=1):
-        return f"a status in {name}()"
-    if name in SAVERS and isinstance(call.func, ast.Attribute):
-        if any(keyword.arg == FIELD for keyword in call.keywords):
-            return f"a status given to {name}()"
-        if _any_argument(call, values, keyword="update_fields", position=99):
-            return f"a status in update_fields of {name}()"
+        return _set_by_name(call, values, name)
     if name in {"partial", "methodcaller"} and any(map(_names_updater, call.args)):
-        return _keywords_name_field(call, values, name)
+        return _into_rows(call, values, name)
+    if not isinstance(function, ast.Attribute):
+        return ""
+    if name in DICT_WRITERS and _is_instance_dict(function.value):
+        given = call.args if name == "update" else call.args[:1]
+        return _judged([*given, *_keywords(call)], values, "a status is put into an instance's dict")
+    if name in UPDATERS:
+        return _into_rows(call, values, name)
+    if name in UPDATERS_WITH_DEFAULTS:
+        return _with_defaults(call, values, name)
+    if name in COLUMN_NAMES:
+        return _by_columns(call, values, name) or _over_existing(function, values)
     return ""
 
 
-def _set_by_name(call: ast.Call, function: str) -> str:
+def _set_by_name(call: ast.Call, values: Values, function: str) -> str:
     arguments = call.args
     if isinstance(call.func, ast.Attribute) and not (isinstance(call.func.value, ast.Name) and len(arguments) == 3):
         name = arguments[0] if arguments else None
@@ -189,68 +166,63 @@ def _set_by_name(call: ast.Call, function: str) -> str:
         name = arguments[1] if len(arguments) > 1 else None
     if name is None or not isinstance(name, ast.Constant):
         return f"{function}() with a name that cannot be checked"
-    return f"a status is set by {function}()" if _is_field(name) else ""
+    return f"a status is set by {function}()" if is_field(name) else ""
 
 
-def _keywords_name_field(call: ast.Call, values: _Values, function: str) -> str:
-    for keyword in call.keywords:
-        if keyword.arg == FIELD or (keyword.arg is None and values.may_name_field(keyword.value)):
-            return f"a status given to {function}()"
-        if keyword.arg is None and function in {"update", "aupdate"} and not values.knows(keyword.value):
-            return f"{function}() with fields that cannot be checked"
+def _into_rows(call: ast.Call, values: Values, function: str) -> str:
+    # change() refuses a status itself, before any SQL, so what its callers pass on need not be followed.
+    return _judged(_keywords(call), values, f"a status given to {function}()", follow=function != "change")
+
+
+def _with_defaults(call: ast.Call, values: Values, function: str) -> str:
+    given = [_as_dict(keyword) for keyword in call.keywords if keyword.arg not in {"defaults", "create_defaults"}]
+    spread = [node for node in given if values.names(node, "defaults")]
+    given += [keyword.value for keyword in call.keywords if keyword.arg == "defaults"]
+    if spread:
+        return f"{function}() with fields that cannot be checked"
+    return _judged([*given, *call.args[:1]], values, f"a status given to {function}()")
+
+
+def _by_columns(call: ast.Call, values: Values, function: str) -> str:
+    keyword, position = COLUMN_NAMES[function]
+    given = [each.value for each in call.keywords if each.arg == keyword]
+    given += [_as_dict(each) for each in call.keywords if each.arg in {None, FIELD}]
+    given += call.args[position : position + 1]
+    spread = any(each.arg is None and values.names(each.value, keyword) for each in call.keywords)
+    if spread:
+        return f"{function}() with columns that cannot be checked"
+    return _judged(given, values, f"a status given to {function}()")
+
+
+def _over_existing(function: ast.Attribute, values: Values) -> str:
+    """``Model(pk=1, status=…).save()`` writes every column over the row that is there."""
+    row = values.meant(function.value)
+    if function.attr in {"save", "asave"} and isinstance(row, ast.Call):
+        given = {keyword.arg for keyword in row.keywords}
+        if FIELD in given and given & {"pk", "id"}:
+            return "a row with a status is saved over the one that is there"
     return ""
 
 
-def _any_argument(call: ast.Call, values: _Values, *, keyword: str, position: int) -> bool:
-    given = [each.value for each in call.keywords if each.arg == keyword]
-    given += [each.value for each in call.keywords if each.arg is None and _has_key(each.value, keyword)]
-    given += call.args[position : position + 1]
-    return any(values.may_name_field(value) for value in given)
+def _judged(given: list[ast.expr], values: Values, what: str, *, follow: bool = True) -> str:
+    if any(values.names(node) for node in given):
+        return what
+    if follow and not all(map(values.knows, given)):
+        return f"fields that cannot be checked, where this must not be: {what}"
+    return ""
 
 
-def _has_key(node: ast.expr, key: str) -> bool:
-    """``f(**{"defaults": {...}})``."""
-    return isinstance(node, ast.Dict) and any(isinstance(k, ast.Constant) and k.value == key for k in node.keys)
+def _keywords(call: ast.Call) -> list[ast.expr]:
+    return [_as_dict(keyword) for keyword in call.keywords]
+
+
+def _as_dict(keyword: ast.keyword) -> ast.expr:
+    """What a keyword gives: ``**value`` its value, ``name=value`` a dict of one key."""
+    if keyword.arg is None:
+        return keyword.value
+    return ast.Dict(keys=[ast.Constant(keyword.arg)], values=[keyword.value])
 
 
 def _names_updater(node: ast.expr) -> bool:
     named = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
     return named in UPDATERS
-
-
-def _is_field(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value == FIELD
-
-
-# --- SQL --------------------------------------------------------------------------------------------------------------
-
-# The assignments of an UPDATE: between SET and what may follow them.
-ASSIGNMENTS = re.compile(r"\bSET\b(.*?)(?=\b(?:WHERE|FROM|RETURNING)\b|;|\Z)", re.IGNORECASE | re.DOTALL)
-COLUMN_LIST = re.compile(r"^\s*(?:ROW\s*)?\(([^)]*)\)\s*=")
-COLUMN = re.compile(rf'(?:\A|,)\s*(?:[A-Za-z_]\w*\.)?"?{FIELD}"?\s*=(?!=)', re.IGNORECASE)
-
-
-def _sql_sets_field(node: ast.Constant | ast.JoinedStr) -> bool:
-    if isinstance(node, ast.JoinedStr):
-        text = "".join(str(part.value) if isinstance(part, ast.Constant) else " ? " for part in node.values)
-    elif isinstance(node.value, str):
-        text = node.value
-    else:
-        return False
-    text = re.sub(r"--[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
-    for match in ASSIGNMENTS.finditer(_without_inner_parentheses(text)):
-        if COLUMN.search(match[1]):
-            return True
-    for match in re.finditer(r"\bSET\b(.*)", text, re.IGNORECASE | re.DOTALL):
-        listed = COLUMN_LIST.match(match[1])
-        if listed and FIELD in re.findall(r"\w+", listed[1].lower()):
-            return True
-    return False
-
-
-def _without_inner_parentheses(text: str) -> str:
-    """Subqueries and calls blanked, so that their WHERE and their commas are not taken for the statement's."""
-    before = ""
-    while before != text:
-        before, text = text, re.sub(r"\([^()]*\)", " ? ", text)
-    return text
