@@ -43,13 +43,20 @@ KEY_HEADER = "Idempotency-Key"
 LONGEST_KEY = 255
 
 
+# Python refuses to read numbers of very many digits.
+MOST_DIGITS = 19
+
+
 class Bounded(APIView):
     """Nothing that is sent to the API is large; the parsers would read whatever comes."""
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         length = request.META.get("CONTENT_LENGTH") or "0"
-        if not length.isdigit() or int(length) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+        if (
+            not (length.isascii() and length.isdigit() and len(length) < MOST_DIGITS)
+            or int(length) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        ):
             raise BodyTooLarge(f"The body is larger than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
 
 

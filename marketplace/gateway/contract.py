@@ -184,7 +184,7 @@ class Refused(_Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerError(_Failure):
-    """500: the outcome is unknown and this answer is stored under the key, so the same key learns nothing new."""
+    """500, or 400 ``idempotency_error``: the outcome is unknown, and the same key learns nothing new: look."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -449,6 +449,9 @@ def _failure(error: stripe.StripeError) -> Failure:
         case int() if 400 <= status < 500 and kind:
             if code == "rate_limit":
                 return RateLimited(**described)
+            if kind == "idempotency_error":
+                # The key was used with other parameters: what became of that send, a look tells.
+                return ServerError(**described)
             if code == "balance_insufficient":
                 return InsufficientFunds(**described)
             return Refused(**described, code=code or kind)

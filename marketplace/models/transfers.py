@@ -85,6 +85,9 @@ class SellerTransfer(Lifecycle, Work):
         default=False,
         help_text=_("It may be at Stripe: it was sent, or was about to be."),
     )
+    in_doubt_before = models.BooleanField(
+        _("unknown before"), default=False, help_text=_("The same, as it was when a worker last took the row up.")
+    )
     look_first = models.BooleanField(
         _("look first"),
         default=False,

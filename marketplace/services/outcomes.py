@@ -65,6 +65,13 @@ def error_of(failure: Failure) -> dict[str, Any]:
     return error(code, failure.message, failure.request_id)
 
 
+def of_look(failure: Failure) -> Failure:
+    """What a failed look means for the send it was for: a no to the question is no no to what was sent before."""
+    if isinstance(failure, NotFound | Refused):
+        return Unknown(message=f"looking failed: {failure.message}", request_id=failure.request_id)
+    return failure
+
+
 def next_try(work: Work, policy: RetryPolicy) -> dict[str, Any]:
     """One retry spent: due again after the backoff for the count before this failure."""
     delay = policy.delay(work.retry_count, jitter=random.random())  # noqa: S311 - no secret

@@ -110,6 +110,8 @@ def request(
         if not order.stripe_payment_intent_id:
             raise NotAllowedNow(f"order {order.pk} has no payment intent, so Stripe cannot be asked to refund it")
         left = refundable(order)
+        if amount < left:
+            _refuse_while_undecided(order)
         if amount > left:
             raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
         with Refund.recording(actor=f"user:{requested_by.get_username()}", reason=reason or "requested"):
@@ -126,6 +128,20 @@ def request(
             )
     refund.refresh_from_db()
     return Requested(refund=refund, is_new=True)
+
+
+def _refuse_while_undecided(order: Order) -> None:
+    """A part of the order was refunded, taken from the sellers, and came back from the buyer's bank: the platform has
+    that money. Another refund of a part would take it from the sellers once more.
+    """
+    succeeded = order.refunds.filter(succeeded_at__isnull=False)
+    total = succeeded.aggregate(total=Sum("amount"))["total"] or 0
+    came_back = succeeded.filter(status__in=GIVEN_UP).first()
+    if came_back is not None and total < order.amount:
+        raise NotAllowedNow(
+            f"refund {came_back.pk} of order {order.pk} is {came_back.status} after the sellers had given their part:"
+            " pay the buyer by another way, or refund the rest of the order as a whole"
+        )
 
 
 def refundable(order: Order) -> int:
@@ -203,7 +219,10 @@ def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
             return
         refund = _still_asking(claimed)
         match answer:
-            case NotFound() | Refused():
+            case NotFound() | Refused(code="resource_missing"):
+                # Another account's or mode's key, perhaps: no answer to whether an earlier send got through.
+                _try_again(refund, outcomes.error_of(answer), actor=actor, look_first=True)
+            case Refused():
                 error = outcomes.error_of(answer)
                 refund.transition(
                     RefundStatus.FAILED,

@@ -284,10 +284,11 @@ class _Settlement:
             self.needs_a_person(outcomes.error("conflicting_facts", message))
         elif facts.is_done:
             self._succeed(facts)
-        elif facts.status == "pending":
-            self._follow_pending(facts)
-        else:
+        elif facts.status in {"failed", "canceled"}:
             self._pending_ended(facts)
+        else:
+            # Pending, or a word we do not know: it lives until Stripe says otherwise.
+            self._follow_pending(facts)
 
     def _succeed(self, facts: ReversalFacts) -> None:
         reason = f"Stripe confirmed {facts.stripe_reversal_id}"

@@ -1,5 +1,6 @@
 """Paying the sellers: claim and settle sending, and an operator's retry of either leg."""
 
+import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_never
@@ -10,7 +11,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import ConflictingFacts, NotAllowedNow
+from marketplace.errors import ConflictingFacts, NotAllowedNow, StaleTransition
 from marketplace.gateway.contract import (
     Busy,
     CreateTransferAnswer,
@@ -44,7 +45,10 @@ def claim(*, batch_size: int, lease: timedelta) -> list[SellerTransfer]:
             due="status IN ('pending', 'failed')",
             batch_size=batch_size,
             lease=lease,
-            also_set=", in_doubt = TRUE, first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())",
+            also_set=(
+                ", in_doubt_before = in_doubt, in_doubt = TRUE,"
+                " first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())"
+            ),
         )
     return claimed
 
@@ -96,9 +100,10 @@ def settle(claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str)
             case InsufficientFunds():
                 settlement.not_sent(outcomes.error_of(answer))
             case Busy() | RateLimited():
-                settlement.stay(outcomes.error_of(answer), next_retry_at=outcomes.in_(outcomes.BUSY_DELAY))
+                due = outcomes.in_(outcomes.BUSY_DELAY)
+                settlement.nothing_ran(outcomes.error_of(answer), next_retry_at=due)
             case Denied():
-                settlement.stay(outcomes.error_of(answer))
+                settlement.nothing_ran(outcomes.error_of(answer))
             case ServerError():
                 settlement.try_again(outcomes.error_of(answer), look_first=True)
             case Unknown():
@@ -148,15 +153,24 @@ class _Settlement:
             )
 
     def refused(self, error: dict[str, Any]) -> None:
-        """Stripe said no, so the seller was not paid and owes nothing; what is still to be paid needs a person."""
-        if self._keep_back_what_is_owed(error):
+        """Stripe said no to this send. Unless an earlier one may have got through, the seller was not paid and owes
+        nothing; what is still to be paid needs a person.
+        """
+        if self.transfer.in_doubt_before or self._keep_back_what_is_owed(error):
             # Stripe may repeat its no under this key for a day, so a retry looks and then takes a new one.
             self._move_to_person(error, look_first=True)
 
     def not_sent(self, error: dict[str, Any]) -> None:
         """The platform's balance is too small. Stripe repeats that under this key for a day, so the next one is new."""
-        if self._keep_back_what_is_owed(error):
-            self.try_again(error, look_first=True, in_doubt=False)
+        if self.transfer.in_doubt_before or self._keep_back_what_is_owed(error):
+            self.try_again(error, look_first=True)
+
+    def nothing_ran(self, error: dict[str, Any], **fields: Any) -> None:
+        """The send did not reach the endpoint, so whether the money moved is as known as before. Where it surely did
+        not, refunds that came meanwhile are taken off, and nobody is paid for what was refunded first.
+        """
+        if self.transfer.in_doubt_before or self._keep_back_what_is_owed(error):
+            self.stay(error, **fields)
 
     def _keep_back_what_is_owed(self, error: dict[str, Any]) -> bool:
         """Whether anything is left to pay once refunds that waited for the outcome are taken off."""
@@ -221,6 +235,13 @@ class _Settlement:
     def _move(self, to: TransferStatus, reason: str, **fields: Any) -> None:
         attempt = self.transfer.retry_count + 1
         self.transfer.transition(to, reason=reason, actor=self.actor, attempt=attempt, **leases.RELEASED, **fields)
+
+
+def release(claimed: SellerTransfer, *, actor: str) -> None:
+    """Give a row back that was not begun; committed on return. A row that is no longer ours stays as it is."""
+    with transaction.atomic(durable=True), contextlib.suppress(StaleTransition):
+        transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
+        _Settlement(transfer=transfer, actor=actor).nothing_ran(dict(outcomes.CLEARED_ERROR))
 
 
 # --- By an operator ---------------------------------------------------------------------------------------------------

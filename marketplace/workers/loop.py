@@ -83,7 +83,7 @@ class Worker:
         self._denied: StripeDenied | None = None
 
     def stop(self) -> None:
-        """No new claims; what is in hand is finished. Safe to call from a signal handler."""
+        """No new claims; what is in hand is finished. Not for a signal handler: see ``stopping_on_signals``."""
         self._stopping.set()
         self._wake.set()
 
@@ -95,8 +95,12 @@ class Worker:
         """SIGTERM and SIGINT stop the worker; a second SIGINT ends it at once, as a lost lease would."""
 
         def handle(number: int, _frame: object) -> None:
-            logger.info("worker_stopping", signal=signal.Signals(number).name, in_hand=self._in_hand)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            # In a thread of its own: this one may have been interrupted while it held the event's lock.
+            threading.Thread(target=stop, args=(number,), name="stopping").start()
+
+        def stop(number: int) -> None:
+            logger.info("worker_stopping", signal=signal.Signals(number).name, in_hand=self._in_hand)
             self.stop()
 
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

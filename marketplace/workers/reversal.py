@@ -12,12 +12,14 @@ from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import (
     CreateRefundAnswer,
     Denied,
+    NotFound,
     RefundCreated,
     RefundsListed,
     ReversalsListed,
     Reversed,
     ReverseTransferAnswer,
     TransferGateway,
+    Unknown,
 )
 from marketplace.metrics import ANSWERS
 from marketplace.models import (
@@ -28,7 +30,7 @@ from marketplace.models import (
     SellerTransfer,
     WebhookEvent,
 )
-from marketplace.services import leases, refunds, reversals
+from marketplace.services import leases, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed
 from marketplace.workers.loop import Worker, elapsed_ms, identity
 
@@ -74,11 +76,16 @@ class ReversalQueue:
         """Look where we must, and send where nothing was found. No transaction is open here."""
         if claimed.must_look:
             listed = self._gateway.list_reversals(claimed.transfer.stripe_transfer_id)
-            if not isinstance(listed, ReversalsListed):
+            if isinstance(listed, NotFound):
+                # The list stands below the transfer: there is no such transfer.
                 return listed
+            if not isinstance(listed, ReversalsListed):
+                return outcomes.of_look(listed)
             found = reversals.find(claimed, listed.reversals)
             if found is not None:
                 return Reversed(reversal=found)
+            if claimed.reversal.stripe_reversal_id:
+                return Unknown(message=f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list")
             claimed = reversals.begin_generation(claimed)
         return self._gateway.reverse_transfer(
             claimed.transfer.stripe_transfer_id,
@@ -130,7 +137,7 @@ class RefundQueue:
         if refunds.must_look(claimed):
             listed = self._gateway.list_refunds(payment_intent=claimed.order.stripe_payment_intent_id)
             if not isinstance(listed, RefundsListed):
-                return listed
+                return outcomes.of_look(listed)
             found = refunds.find(claimed, listed)
             if found is not None:
                 return RefundCreated(refund=found)

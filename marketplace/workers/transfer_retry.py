@@ -17,7 +17,7 @@ from marketplace.gateway.contract import (
 )
 from marketplace.metrics import ANSWERS
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
-from marketplace.services import leases, transfers
+from marketplace.services import leases, outcomes, transfers
 from marketplace.workers.loop import Worker, elapsed_ms, identity
 
 logger = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ class TransferQueue:
         if transfers.must_look(claimed):
             listed = self._gateway.list_transfers(transfer_group=order.transfer_group)
             if not isinstance(listed, TransfersListed):
-                return listed
+                return outcomes.of_look(listed)
             found = transfers.find(claimed, listed.transfers)
             if found is not None:
                 return TransferCreated(transfer=found)
@@ -79,7 +79,7 @@ class TransferQueue:
         transfers.settle_unexpected(claimed, exception, actor=self._actor)
 
     def release(self, claimed: SellerTransfer) -> None:
-        leases.release(SellerTransfer, claimed.pk, claimed.lease_token)
+        transfers.release(claimed, actor=self._actor)
 
     def seconds_until_due(self) -> float | None:
         return leases.seconds_until_due(SellerTransfer, due="status IN ('pending', 'failed')")

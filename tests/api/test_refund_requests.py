@@ -96,13 +96,24 @@ def test_a_request_that_stripe_did_not_answer_waits_for_the_worker(
     assert (again.status_code, again.json()["id"]) == (200, response.json()["id"])
 
 
-def test_a_refund_that_stripe_refuses_is_shown_as_failed(operator: APIClient, gateway: Any) -> None:
-    order = order_with_items(paid=True)
+def test_a_refund_that_stripe_refuses_is_shown_as_failed(
+    operator: APIClient, gateway: Any, simulator: Any, paid_at_stripe: Callable[..., Order]
+) -> None:
+    order = paid_at_stripe()
+    simulator.create_refund(order.stripe_charge_id)
 
     response = ask(operator, order)
 
     assert response.status_code == 201
-    assert (response.json()["status"], response.json()["last_error_code"]) == ("failed", "resource_missing")
+    assert (response.json()["status"], response.json()["last_error_code"]) == ("failed", "charge_already_refunded")
+
+
+def test_a_payment_that_our_key_does_not_see_leaves_the_refund_requested(operator: APIClient, gateway: Any) -> None:
+    """The key of another account or mode, perhaps: no answer to whether an earlier request got through."""
+    response = ask(operator, order_with_items(paid=True))
+
+    assert response.status_code == 202
+    assert (response.json()["status"], response.json()["last_error_code"]) == ("requested", "resource_missing")
 
 
 def test_zero_decimal_currencies_count_whole_units(operator: APIClient, paid_at_stripe: Callable[..., Order]) -> None:

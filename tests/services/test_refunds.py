@@ -582,6 +582,30 @@ def test_an_answer_that_contradicts_the_request_is_kept_with_the_refund(
 
 
 @pytest.mark.django_db
+def test_a_refund_of_a_payment_that_this_key_does_not_see_is_asked_for_again(
+    refundable_order: Order, gateway: Any, ask: Callable[..., refunds.Requested]
+) -> None:
+    refund = ask(refundable_order).refund
+    refund.order.stripe_payment_intent_id = "pi_of_another_account"
+    refund = refunds.send(refund, gateway)
+    assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "resource_missing")
+    due(refund)
+    run(gateway)
+    refund.refresh_from_db()
+    assert refund.status == RefundStatus.SUCCEEDED
+
+
+@pytest.mark.django_db
+def test_a_part_is_not_refunded_while_another_part_came_back(ask: Callable[..., refunds.Requested]) -> None:
+    order = order_with_transfers((4000,))
+    record(order, amount=1000)
+    record(order, amount=1000, status="failed", seen_at=NOON + timedelta(days=1))
+    with pytest.raises(NotAllowedNow, match="after the sellers had given their part"):
+        ask(order, amount=1000)
+    assert ask(order, amount=4000).is_new
+
+
+@pytest.mark.django_db
 def test_an_answer_too_late_for_its_caller_is_left_to_the_row(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:

@@ -1,5 +1,6 @@
 """Sending the sellers their shares: what each answer makes of a row, and what a refund meanwhile does."""
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -9,12 +10,14 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from marketplace.errors import StaleTransition, StripeDenied
+from marketplace.gateway.contract import RateLimited, Refused
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import transfer_retry
 from tests.factories import OrderFactory, SellerFactory, SellerTransferFactory, TransferReversalFactory
 from tests.workers.conftest import CREATE, drain
+from tests.workers.test_reversal_queue import Answering
 
 Make = Callable[..., SellerTransfer]
 Run = Callable[[], int]
@@ -274,6 +277,82 @@ def test_a_retry_after_a_refusal_looks_and_then_uses_a_new_key(
     run_transfers()
     transfer.refresh_from_db()
     assert (transfer.status, transfer.key_generation) == (TransferStatus.COMPLETED, 2)
+
+
+@pytest.mark.parametrize("action", ["rate_limited", "lock_timeout", "unauthorized"])
+def test_what_was_refunded_before_anything_ran_is_never_paid(
+    payable: Make, gateway: Any, simulator: Any, action: str
+) -> None:
+    transfer = payable()
+    simulator.faults.add(action, endpoint=CREATE, times=1)
+    with contextlib.suppress(StripeDenied):
+        drain(transfer_retry.TransferQueue(gateway))
+    transfer.refresh_from_db()
+    assert not transfer.in_doubt
+    give_back(transfer)
+    assert transfer.status == TransferStatus.CANCELED
+
+
+@pytest.mark.parametrize("how", ["rate limited", "released"])
+def test_what_was_refunded_during_a_call_that_did_not_run_is_never_paid(
+    payable: Make, gateway: Any, simulator: Any, how: str
+) -> None:
+    transfer = payable()
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    give_back(SellerTransfer.objects.get(pk=transfer.pk))
+    if how == "released":
+        queue.release(claimed)
+        queue.release(claimed)
+    else:
+        simulator.faults.add("rate_limited", endpoint=CREATE, times=1)
+        queue.perform(claimed)
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.lease_token) == (TransferStatus.CANCELED, None)
+
+
+def give_back(transfer: SellerTransfer) -> None:
+    cause = TransferReversal.Cause.DISPUTE
+    reversals.owe(transfer, amount=5000, cause=cause, refund=None, actor="test", reason="clawed back")
+
+
+@pytest.mark.parametrize("act", ["refused", "limited"])
+def test_an_earlier_send_of_unknown_outcome_stays_in_doubt(
+    payable: Make, gateway: Any, run_transfers: Run, simulator: Any, act: str
+) -> None:
+    """The money moved and the answer was lost; a later no says nothing about that."""
+    transfer = payable()
+    simulator.faults.add("drop_after", endpoint=CREATE, times=1)
+    run_transfers()
+    give_back(SellerTransfer.objects.get(pk=transfer.pk))
+    due_again(transfer)
+    no = (
+        Refused(code="resource_missing", message="No such destination")
+        if act == "refused"
+        else RateLimited(message="slow down", reason="global-rate")
+    )
+    drain(transfer_retry.TransferQueue(Answering(gateway, create_transfer=no)))  # type: ignore[arg-type]
+    transfer.refresh_from_db()
+    assert transfer.in_doubt
+    assert transfer.status == (TransferStatus.PERMANENTLY_FAILED if act == "refused" else TransferStatus.FAILED)
+    if act == "refused":
+        transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="the right key again")
+    due_again(transfer)
+    simulator.clock.advance(25 * 3600)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(look_first=True)
+    type(transfer.order).objects.filter(pk=transfer.order_id).update(operation_id=transfer.order.operation_id)
+    run_transfers()
+    assert len(made_for(simulator, transfer)) == 1
+
+
+def test_a_refused_look_says_nothing_of_the_sending(payable: Make, gateway: Any, simulator: Any) -> None:
+    transfer = payable(failed=True, look_first=True, in_doubt=True)
+    owe(transfer, 5000)
+    no = Refused(code="invalid_request_error", message="too many with this transfer group")
+    drain(transfer_retry.TransferQueue(Answering(gateway, list_transfers=no)))  # type: ignore[arg-type]
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.in_doubt) == (TransferStatus.FAILED, True)
+    assert simulator.requests.to(CREATE) == []
 
 
 # --- Refunded while it was being sent ---------------------------------------------------------------------------------
