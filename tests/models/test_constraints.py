@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from django.apps import apps
 from django.db import IntegrityError, connection, transaction
-from django.db.models import CheckConstraint
+from django.db.models import PROTECT, CheckConstraint, ForeignKey, ProtectedError
 from django.utils import timezone
 
 from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal, WebhookEvent
@@ -208,6 +208,26 @@ def test_a_user_is_one_seller() -> None:
     seller = SellerFactory(with_user=True)
     with pytest.raises(IntegrityError, match="user_id"), transaction.atomic():
         SellerFactory(user=seller.user)
+
+
+REFERENCES = [
+    pytest.param(field, id=f"{model.__name__}.{field.name}")
+    for model in MODELS
+    for field in model._meta.get_fields()
+    if isinstance(field, ForeignKey)
+]
+
+
+@pytest.mark.parametrize("field", REFERENCES)
+def test_what_a_row_speaks_of_is_not_deleted_under_it(field: ForeignKey) -> None:
+    assert field.remote_field.on_delete is PROTECT
+
+
+def test_a_product_that_was_sold_and_a_seller_who_sells_cannot_be_deleted() -> None:
+    item = OrderItemFactory()
+    for row in (item.product, item.seller, item.order):
+        with pytest.raises(ProtectedError):
+            row.delete()
 
 
 # --- What they must let pass ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F, TextChoices
@@ -210,3 +211,17 @@ def test_locked_reads_the_row_anew() -> None:
     row = SellerTransferFactory(completed=True)
     SellerTransfer.objects.filter(pk=row.pk).update(retry_count=7)
     assert SellerTransfer.locked(row.pk).retry_count == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_locked_keeps_everyone_else_off_the_row_until_the_transaction_ends() -> None:
+    row = SellerTransferFactory(completed=True)
+    described = connection.get_connection_params()
+    address = {name: described[name] for name in ("host", "port", "dbname", "user", "password") if name in described}
+    statement = "SELECT FROM marketplace_sellertransfer WHERE id = %s FOR UPDATE NOWAIT"
+    with psycopg.connect(**address, autocommit=True) as other:
+        with transaction.atomic():
+            SellerTransfer.locked(row.pk)
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute(statement, [row.pk])
+        assert other.execute(statement, [row.pk]).rowcount == 1

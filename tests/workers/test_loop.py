@@ -577,7 +577,8 @@ def test_a_killed_worker_leaves_a_row_that_another_one_finishes(
         process.kill()
         process.wait(PATIENCE)
     simulator.faults.clear()
-    SellerTransfer.objects.filter(pk=transfer.pk).update(lease_expires_at=Now())
+    held = SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False)
+    assert held.update(lease_expires_at=Now()) == 1, "it was killed before it had begun"
     reversal.worker(gateway, concurrency=1).run_once()
     transfer.refresh_from_db()
     assert transfer.status == TransferStatus.REVERSED
