@@ -81,8 +81,12 @@ def pool_serves_every_thread(**_: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"The connection pool holds {largest}, but a worker needs {needed}.",
-            hint=f"REVERSAL_CONCURRENCY threads, and {CONNECTIONS_BESIDES_THREADS} for the rest of the program.",
+            f"REVERSAL_CONCURRENCY is {settings.REVERSAL_CONCURRENCY}, for which a worker needs {needed} connections,"
+            f" but its pool holds {largest}.",
+            hint=(
+                f"One connection per thread, and {CONNECTIONS_BESIDES_THREADS} for the rest of the program: expected at"
+                f" most {max(largest - CONNECTIONS_BESIDES_THREADS, 1)}, or a larger pool."
+            ),
             id="marketplace.E004",
         )
     ]
