@@ -167,6 +167,15 @@ def test_claiming_wakes_nobody_and_giving_back_does(ear: Ear) -> None:
     assert ear.heard() == [REVERSING_CHANNEL]
 
 
+def test_a_row_that_a_worker_holds_wakes_nobody_whatever_its_holder_writes(ear: Ear) -> None:
+    held = {"lease_token": uuid4(), "lease_expires_at": timezone.now()}
+    row = SellerTransferFactory(reversal_pending=True, reversal=False, **held)
+    row.change(**BY, lease_expires_at=Now())
+    row.change(**BY, next_retry_at=Now())
+    row.change(**BY, lease_token=uuid4())
+    assert ear.heard() == []
+
+
 def test_other_columns_wake_nobody(ear: Ear) -> None:
     row = SellerTransferFactory(reversal_pending=True, reversal=False)
     ear.heard()
