@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -99,6 +100,13 @@ class Running:
         rest, _ = self.process.communicate(timeout=PATIENCE)
         self.text += rest
         return self.process.returncode
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder of its own: pytest's is below one that each new pytest process closes to PostgreSQL's user."""
+    with tempfile.TemporaryDirectory(prefix="veza-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
