@@ -21,6 +21,11 @@ def test_delays_double_up_to_the_maximum(retry_count: int, expected: int) -> Non
     assert policy().delay(retry_count) == timedelta(seconds=expected)
 
 
+def test_a_count_beyond_any_budget_costs_no_more_to_compute() -> None:
+    # Two to the power of this would fill the memory.
+    assert policy().delay(10**15) == timedelta(seconds=10)
+
+
 @given(seconds, seconds, counts, jitters)
 def test_no_delay_exceeds_the_maximum(base: timedelta, maximum: timedelta, retry_count: int, jitter: float) -> None:
     assert timedelta(0) < policy(base, maximum).delay(retry_count, jitter) <= maximum

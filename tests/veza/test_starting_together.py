@@ -1,6 +1,7 @@
 """Several programs of one fresh checkout start at the same time: `make demo` does that."""
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.structure.sources import ROOT
+from veza.env import local_secret_key
 
 # Says that it is ready, and goes on when its standard input ends.
 ASKING = """
@@ -47,6 +49,20 @@ def test_processes_that_start_together_agree_on_one_key_that_only_its_owner_read
     assert told[0] == told[1] == told[2]
     assert told[0][1] == "0o600"
     assert [path.name for path in state.iterdir()] == ["secret_key"]
+
+
+def test_a_key_that_another_program_made_meanwhile_is_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = secrets.token_urlsafe
+    others: list[str] = []
+
+    def interrupted(size: int) -> str:
+        monkeypatch.setattr(secrets, "token_urlsafe", made)
+        others.append(local_secret_key(tmp_path))
+        return made(size)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", interrupted)
+    assert [local_secret_key(tmp_path)] == others
+    assert [path.name for path in tmp_path.iterdir()] == ["secret_key"]
 
 
 @pytest.mark.parametrize("left", ["", "\n", "short"])
