@@ -71,7 +71,7 @@ def test_each_cent_goes_to_whom_it_is_due_most_and_ties_to_the_earlier(
     assert split(total, shares) == parts
 
 
-@pytest.mark.parametrize(("total", "shares"), [(-1, [1]), (1, [1, -1]), (1, []), (1, [0, 0])])
+@pytest.mark.parametrize(("total", "shares"), [(-1, [1]), (1, [1, -1]), (2, [5, -1]), (1, []), (1, [0, 0])])
 def test_what_cannot_be_split_is_refused(total: int, shares: list[int]) -> None:
     with pytest.raises(ValueError, match=r"negative|nobody"):
         split(total, shares)
