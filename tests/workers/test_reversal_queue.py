@@ -217,6 +217,15 @@ def test_a_transfer_that_stripe_does_not_have_asks_a_person(db: None, run_revers
     assert [entry["log_level"] for entry in logs if entry["event"] == "reversal_needs_a_person"] == ["error"]
 
 
+def test_a_look_that_finds_no_transfer_asks_a_person(db: None, run_reversals: Run, simulator: Any) -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, stripe_transfer_id="tr_missing")
+    owed(transfer, look_first=True)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "not_found")
+    assert simulator.requests.to(REVERSE) == []
+
+
 def test_a_row_without_its_transfer_id_asks_a_person_and_stripe_is_not_called(
     db: None, run_reversals: Run, simulator: Any
 ) -> None:
