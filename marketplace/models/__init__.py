@@ -1,5 +1,7 @@
 """Tables, constraints, triggers and ``transition()``; no policy."""
 
+from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
+from marketplace.models.funds import BalanceWatch
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund
 from marketplace.models.sales import Order, OrderItem, Product, Seller
 from marketplace.models.transfers import REVERSING_CHANNEL, SENDING_CHANNEL, SellerTransfer, TransferReversal
@@ -10,12 +12,16 @@ __all__ = [
     "REFUNDING_CHANNEL",
     "REVERSING_CHANNEL",
     "SENDING_CHANNEL",
+    "BalanceWatch",
+    "CircuitBreaker",
     "Order",
     "OrderItem",
     "Product",
     "Refund",
+    "RequestAllowance",
     "Seller",
     "SellerTransfer",
     "TransferReversal",
     "WebhookEvent",
+    "WorkerHeartbeat",
 ]

@@ -165,6 +165,7 @@ def never_changes_once_set(field: str, name: str) -> pgtrigger.Trigger:
 def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Trigger:
     """NOTIFY, inside the writer's transaction, when a row becomes due work or its due time changes.
 
+    The payload says in how many milliseconds it is due, so that a worker need not ask, nor trust its host's clock.
     PostgreSQL sends equal notifications of one transaction once, so a refund over many sellers wakes workers once.
     """
     listed = ", ".join(f"'{status}'" for status in statuses)
@@ -182,7 +183,10 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
                     OR OLD.lease_token IS NOT NULL;
             END IF;
             IF is_news THEN
-                PERFORM pg_notify('{channel}', '');
+                PERFORM pg_notify(
+                    '{channel}',
+                    ceil(greatest(extract(epoch FROM NEW.next_retry_at - statement_timestamp()) * 1000, 0))::bigint::text
+                );
             END IF;
             RETURN NULL;
             """,

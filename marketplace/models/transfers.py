@@ -174,6 +174,12 @@ class SellerTransfer(Lifecycle, Work):
                 fields=["next_retry_at", "id"],
                 condition=Q(status__in=["pending", "failed"]),
             ),
+            # Asked when a seller's balance grew: who waited for it the longest?
+            models.Index(
+                name="transfers_waiting_for_funds",
+                fields=["seller", "id"],
+                condition=Q(status="reversal_pending", last_error_code="insufficient_funds"),
+            ),
             # What people look for first.
             models.Index(name="transfers_for_a_person", fields=["-id"], condition=Q(status="permanently_failed")),
         ]
