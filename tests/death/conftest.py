@@ -70,6 +70,13 @@ def session(transactional_db: None) -> Iterator[Session]:
         yield connected
 
 
+def asked(question: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    """By the test's own connection, in a transaction of its own: PostgreSQL shows its activity anew each time."""
+    with connection.cursor() as cursor:
+        cursor.execute(question, arguments)
+        return list(cursor.fetchall())
+
+
 def parameters() -> dict[str, Any]:
     """Of the database that this process's tests use, for a connection past Django."""
     described = connection.get_connection_params()

@@ -4,6 +4,7 @@ One JSON object per line on stdin, one answer per line on stdout. ``{"start": {.
 in a new process, ``{"ask": pid}`` tells its exit status once it has one. When stdin ends, what still runs is killed.
 """
 
+import gc
 import json
 import os
 import signal
@@ -26,6 +27,9 @@ def serve() -> None:
         load_command_class(get_commands()[name], name)
     import veza.urls  # noqa: F401
 
+    # The children share what is there now: their collector, at exit too, would make a copy of every page of it.
+    gc.collect()
+    gc.freeze()
     answer({"ready": os.getpid()})
     for line in sys.stdin:
         request = json.loads(line)

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from marketplace.models import Refund, SellerTransfer
 from tests.death import rows
 from tests.death.audit import assert_all_is_well, let_leases_run_out
-from tests.death.conftest import Session
+from tests.death.conftest import Session, asked
 from tests.death.processes import REVERSALS, TRANSFERS, Nursery, wait_until
 from tests.death.steps import AFTER_ANSWER, AFTER_CLAIM, AFTER_WRITING, BEFORE_CALL, BEFORE_WRITING, STEPS, TABLES
 from tests.death.wire import Wire
@@ -101,16 +100,10 @@ def posts(simulator: Any) -> list[Any]:
 
 def waiting_for(session: Session) -> int | None:
     """The backend that waits for a lock of this session."""
-    return asked("SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))", session.info.backend_pid)
+    mine = session.info.backend_pid
+    found = asked("SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))", mine)
+    return int(found[0][0]) if found else None
 
 
 def is_connected(pid: int) -> bool:
-    return asked("SELECT pid FROM pg_stat_activity WHERE pid = %s", pid) is not None
-
-
-def asked(question: str, pid: int) -> int | None:
-    """By the test's own connection: inside a transaction PostgreSQL would give the same answer again and again."""
-    with connection.cursor() as cursor:
-        cursor.execute(question, [pid])
-        row = cursor.fetchone()
-    return row and int(row[0])
+    return bool(asked("SELECT pid FROM pg_stat_activity WHERE pid = %s", pid))
