@@ -7,10 +7,9 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Caution
 
-# At most, in one attempt: look for an earlier reversal, send, and on a refusal read the transfer and its reversals.
-CALLS_PER_ATTEMPT = 4
-# For waiting for a thread, for the request allowance, and for the settling transaction.
-LEASE_MARGIN = timedelta(seconds=30)
+from marketplace.throttle import LONGEST_WAIT
+from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, attempt
+
 # Besides the threads of a worker: its claimer, its listener, the metrics page, and one to spare.
 CONNECTIONS_BESIDES_THREADS = 4
 
@@ -27,16 +26,15 @@ def seconds(duration: timedelta) -> str:
 @register
 def lease_outlasts_an_attempt(**_: Any) -> list[CheckMessage]:
     """A lease that ends during an attempt lets a second worker send what the first one is sending."""
-    one_call = settings.STRIPE_CONNECT_TIMEOUT + settings.STRIPE_READ_TIMEOUT
-    needed = one_call * CALLS_PER_ATTEMPT + LEASE_MARGIN
+    needed = attempt()
     if needed <= settings.REVERSAL_LEASE:
         return []
     return [
         Error(
             f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, but one attempt may take {seconds(needed)}.",
             hint=(
-                f"{CALLS_PER_ATTEMPT} calls of STRIPE_CONNECT_TIMEOUT + STRIPE_READ_TIMEOUT ({seconds(one_call)}), and"
-                f" {seconds(LEASE_MARGIN)} to settle: raise the lease, or lower the timeouts."
+                f"{CALLS_PER_ATTEMPT} calls, each of STRIPE_CONNECT_TIMEOUT + STRIPE_READ_TIMEOUT and up to"
+                f" {seconds(LONGEST_WAIT)} for its turn, and time to settle: raise the lease, or lower the timeouts."
             ),
             id="marketplace.E001",
         )

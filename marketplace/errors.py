@@ -52,3 +52,7 @@ class MalformedEvent(MarketplaceError):
 
 class StripeDenied(MarketplaceError):
     """Stripe refuses our key or its permissions: no call can succeed until a person mends that."""
+
+
+class NotNow(MarketplaceError):
+    """Stripe is not asked now, to spare it: nothing was sent. ``details["seconds"]`` is when to come again."""

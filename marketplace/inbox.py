@@ -21,6 +21,7 @@ from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
 
+DUE = leases.Due(model=WebhookEvent, condition="status = 'failed' AND next_retry_at IS NOT NULL")
 UNKNOWN_ORDER = "unknown_order"
 # Of the escapes that json.dumps writes: those that must not be taken apart or touched, and those that jsonb refuses.
 ESCAPES = re.compile(
@@ -85,10 +86,7 @@ def _storable(payload: Mapping[str, Any]) -> str:
 
 def claim(*, batch_size: int, lease: timedelta) -> list[WebhookEvent]:
     """Lease failed events that are due for another try; committed on return."""
-    with transaction.atomic(durable=True):
-        due = "status = 'failed' AND next_retry_at IS NOT NULL"
-        claimed = leases.claim(WebhookEvent, due=due, batch_size=batch_size, lease=lease)
-    return claimed
+    return leases.claim(WebhookEvent, due=DUE.condition, batch_size=batch_size, lease=lease)
 
 
 def apply_again(claimed: WebhookEvent) -> WebhookEvent:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.contrib.auth.models import User
 from django.db.models import Count, Min, Model, Sum
+from django.db.models.functions import Now
 
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent, WorkerHeartbeat
 from marketplace.states import EventStatus, RefundStatus, TransferStatus
 
 
@@ -42,6 +43,25 @@ QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
     "refunding": (Refund, (RefundStatus.REQUESTED,)),
     "events": (WebhookEvent, (EventStatus.FAILED,)),
 }
+# What workers call these queues in their heartbeats.
+SERVED_AS = {"sending": "transfer", "reversing": "reversal", "refunding": "refund", "events": "event"}
+
+
+# How often a running worker shows that it lives, and after how long without a sign it is taken for dead.
+HEARTBEAT_INTERVAL = timedelta(seconds=30)
+DEAD_AFTER = 3 * HEARTBEAT_INTERVAL
+
+
+def queues_without_worker() -> list[str]:
+    """The queues in which rows are due while no living worker serves them, by the database's clock."""
+    alive = WorkerHeartbeat.objects.filter(seen_at__gt=Now() - DEAD_AFTER)
+    served = {name for queues in alive.values_list("queues", flat=True) for name in queues}
+    return [
+        name
+        for name, (model, statuses) in QUEUES.items()
+        if SERVED_AS[name] not in served
+        and model._default_manager.filter(status__in=statuses, next_retry_at__lte=Now()).exists()
+    ]
 
 
 def tallies(model: type[Model]) -> list[Tally]:

@@ -207,3 +207,10 @@ class Environment:
         if config.get("ENGINE") != "django.db.backends.postgresql" or not config.get("NAME"):
             raise invalid(name, shown, accepted)
         return config
+
+    def listen_url(self, name: str) -> str:
+        """An address that psycopg takes, ``none``, or empty."""
+        if self.text(name, secret=True) == "none":
+            return "none"
+        self.database(name)
+        return self.text(name, secret=True)

@@ -91,6 +91,8 @@ TEMPLATES = [
 ]
 
 DATABASES: dict[str, dict[str, Any]] = {"default": database.configuration(DATABASE, STATE_DIR)}
+# A direct way to PostgreSQL for its notifications, where DATABASE_URL leads through PgBouncer; "none": look instead.
+DATABASE_LISTEN_URL = env.listen_url("DATABASE_LISTEN_URL")
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -143,6 +145,9 @@ if STRIPE_LIVEMODE and STRIPE_API_BASE and STRIPE_API_BASE != "https://api.strip
 # Connecting, and waiting for an answer, of one call. Stripe's own SDK would wait 80 s.
 STRIPE_CONNECT_TIMEOUT = env.duration("STRIPE_CONNECT_TIMEOUT", "5s")
 STRIPE_READ_TIMEOUT = env.duration("STRIPE_READ_TIMEOUT", "20s")
+# To each of Stripe's endpoints, by all processes on this database together. Stripe's own default limit is 25
+# (docs.stripe.com/rate-limits). 0 is none.
+STRIPE_MAX_REQUESTS_PER_SECOND = env.integer("STRIPE_MAX_REQUESTS_PER_SECOND", "20", minimum=0, maximum=1000)
 # How old a webhook's signature may be. Stripe's libraries use five minutes.
 STRIPE_WEBHOOK_TOLERANCE = env.duration("STRIPE_WEBHOOK_TOLERANCE", "5m")
 STRIPE_WEBHOOK_MAX_BYTES = env.integer("STRIPE_WEBHOOK_MAX_BYTES", "1048576", minimum=1024, maximum=16_777_216)

@@ -19,12 +19,11 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from marketplace import selectors
+from marketplace import selectors, throttle
 from marketplace.api import access, filters, serializers
 from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
 from marketplace.api.schema import IDEMPOTENCY_KEY, problem
 from marketplace.errors import TooMuch
-from marketplace.gateway import stripe_api
 from marketplace.models import (
     Order,
     Product,
@@ -178,7 +177,7 @@ class OrderRefundViewSet(Rows[Refund]):
         refund = requested.refund
         code: int = status.HTTP_200_OK
         if requested.is_new:
-            refund = refunds.send(refund, stripe_api.gateway())
+            refund = refunds.send(refund, throttle.gateway())
             is_waiting = refund.status == RefundStatus.REQUESTED
             code = status.HTTP_202_ACCEPTED if is_waiting else status.HTTP_201_CREATED
         shown = serializers.RefundSerializer(refund, context=self.get_serializer_context()).data

@@ -3,6 +3,7 @@
 Every call may also answer with one of the ``Failure`` types: what they mean for a row is decided in the services.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -77,6 +78,13 @@ class AccountFacts:
     seen_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class BalanceFacts:
+    """What an account has at Stripe now, by currency, in its minor unit; below zero where it owes."""
+
+    available: Mapping[str, int]
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +151,12 @@ class AccountCreated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalanceRetrieved:
+    balance: BalanceFacts
+    request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Failure:
     message: str
     request_id: str = ""
@@ -171,6 +185,15 @@ class RateLimited(_Failure):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Postponed(_Failure):
+    """We did not ask, to spare Stripe or because we could not agree with the other workers. Nothing was sent; the same
+    key goes in ``seconds``.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Denied(_Failure):
     """401 or 403: our key or its permissions are wrong, for every call."""
 
@@ -184,15 +207,25 @@ class Refused(_Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerError(_Failure):
-    """500, or 400 ``idempotency_error``: the outcome is unknown, and the same key learns nothing new: look."""
+    """500, or 400 ``idempotency_error``: the outcome is unknown, and the same key learns nothing new: look.
+
+    ``is_outage``: Stripe was not able to answer, which may be so for everyone.
+    """
+
+    is_outage: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unknown(_Failure):
-    """No answer, 502, 503, 504, 424, or one that cannot be read: it may have happened. The same key tells."""
+    """No answer, 502, 503, 504, 424, or one that cannot be read: it may have happened. The same key tells.
+
+    ``is_outage`` as for ``ServerError``.
+    """
+
+    is_outage: bool = True
 
 
-Failure = NotFound | InsufficientFunds | Busy | RateLimited | Denied | Refused | ServerError | Unknown
+Failure = NotFound | InsufficientFunds | Busy | RateLimited | Postponed | Denied | Refused | ServerError | Unknown
 CreateTransferAnswer = TransferCreated | Failure
 RetrieveTransferAnswer = TransferRetrieved | Failure
 ListTransfersAnswer = TransfersListed | Failure
@@ -202,8 +235,23 @@ CreateRefundAnswer = RefundCreated | Failure
 ListRefundsAnswer = RefundsListed | Failure
 CreatePaymentAnswer = PaymentCreated | Failure
 CreateAccountAnswer = AccountCreated | Failure
+RetrieveBalanceAnswer = BalanceRetrieved | Failure
 
 # --- The gateway ------------------------------------------------------------------------------------------------------
+
+
+class Gate(Protocol):
+    """Stands before every HTTP request, also where one call makes several. ``endpoint`` is method and path, such as
+    ``POST /v1/transfers/{id}/reversals``: Stripe limits each for all ids together (docs.stripe.com/rate-limits).
+    """
+
+    def enter(self, endpoint: str) -> None:
+        """Wait for the turn. Raises ``NotNow`` where nothing may be sent."""
+        ...
+
+    def limited(self, endpoint: str, reason: str) -> None:
+        """Stripe answered 429 with this ``Stripe-Rate-Limited-Reason``."""
+        ...
 
 
 class TransferGateway(Protocol):
@@ -245,6 +293,10 @@ class TransferGateway(Protocol):
 
     def list_reversals(self, stripe_transfer_id: str) -> ListReversalsAnswer:
         """All reversals of the transfer; one request per hundred."""
+        ...
+
+    def retrieve_balance(self, *, stripe_account: str = "") -> RetrieveBalanceAnswer:
+        """The balance of a connected account, or of our own where none is named."""
         ...
 
     def create_refund(

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import stripe
 import structlog
 from django.conf import settings
 
+from marketplace.errors import NotNow
 from marketplace.gateway.contract import (
     AccountCreated,
     AccountFacts,
     AlreadyReversed,
+    BalanceFacts,
+    BalanceRetrieved,
     Busy,
     CreateAccountAnswer,
     CreatePaymentAnswer,
@@ -21,6 +24,7 @@ from marketplace.gateway.contract import (
     CreateTransferAnswer,
     Denied,
     Failure,
+    Gate,
     InsufficientFunds,
     ListRefundsAnswer,
     ListReversalsAnswer,
@@ -28,11 +32,13 @@ from marketplace.gateway.contract import (
     NotFound,
     PaymentCreated,
     PaymentFacts,
+    Postponed,
     RateLimited,
     RefundCreated,
     RefundFacts,
     RefundsListed,
     Refused,
+    RetrieveBalanceAnswer,
     RetrieveTransferAnswer,
     ReversalFacts,
     ReversalsListed,
@@ -57,6 +63,7 @@ API_VERSION = "2026-10-28.endive"
 OPERATION_ID = "operation_id"
 ORDER_OPERATION_ID = "order_operation_id"
 LARGEST_PAGE = 100
+RATE_LIMITED_REASON = "Stripe-Rate-Limited-Reason"
 # What reading a body raises that lacks what Stripe documents.
 ODD_SHAPES = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -68,7 +75,9 @@ class StripeGateway:
     ``read_timeout`` and ``connect_timeout`` are seconds.
     """
 
-    def __init__(self, *, api_key: str, api_base: str, connect_timeout: float, read_timeout: float) -> None:
+    def __init__(
+        self, *, api_key: str, api_base: str, connect_timeout: float, read_timeout: float, gate: Gate | None = None
+    ) -> None:
         # Nothing of our calls is anybody else's business; it would also write a file into the home folder.
         stripe.enable_telemetry = False
         self._client = stripe.StripeClient(
@@ -76,7 +85,7 @@ class StripeGateway:
             stripe_version=API_VERSION,
             # Trying again is the worker's: it knows the row's due time, the lease and the other workers.
             max_network_retries=0,
-            http_client=stripe.RequestsClient(timeout=(connect_timeout, read_timeout)),
+            http_client=_GatedClient(timeout=(connect_timeout, read_timeout), gate=gate),
             base_addresses={"api": api_base} if api_base else {},
         ).v1
 
@@ -180,6 +189,14 @@ class StripeGateway:
             lambda found: ReversalsListed(reversals=tuple(map(_reversal, found))),
         )
 
+    def retrieve_balance(self, *, stripe_account: str = "") -> RetrieveBalanceAnswer:
+        options: Any = {"stripe_account": stripe_account} if stripe_account else {}
+        return _call(
+            "retrieve_balance",
+            lambda: self._client.balance.retrieve({}, options),
+            lambda found: BalanceRetrieved(balance=balance_facts(found.to_dict()), request_id=_request_id(found)),
+        )
+
     def create_refund(
         self, *, payment_intent: str, amount: int, operation_id: UUID, idempotency_key: str
     ) -> CreateRefundAnswer:
@@ -253,10 +270,39 @@ class StripeGateway:
         )
 
 
-@cache
-def gateway() -> StripeGateway:
-    """The process's gateway to the configured Stripe."""
+class _GatedClient(stripe.RequestsClient):
+    """The SDK's own client, which asks the gate before each request: a call may make several, as for a list."""
+
+    def __init__(self, *, timeout: tuple[float, float], gate: Gate | None) -> None:
+        super().__init__(timeout=timeout)
+        self._gate = gate
+
+    def request(  # type: ignore[override]  # the base class of the SDK declares less than its own clients take
+        self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None
+    ) -> Any:
+        endpoint = endpoint_of(method, url)
+        if self._gate is not None:
+            self._gate.enter(endpoint)
+        with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
+            body, status, answered = super().request(method, url, headers, post_data)
+        if status == 429 and self._gate is not None:
+            # Without a reason it is no limiter, most likely lock_timeout (docs.stripe.com/rate-limits).
+            reason = answered.get(RATE_LIMITED_REASON, "") or ("endpoint-rate" if b'"rate_limit"' in body else "")
+            if reason:
+                self._gate.limited(endpoint, reason)
+        return body, status, answered
+
+
+def endpoint_of(method: str, url: str) -> str:
+    """``POST /v1/transfers/{id}/reversals`` for the address of any transfer's reversals."""
+    parts = urlsplit(url).path.strip("/").split("/")
+    return f"{method.upper()} /" + "/".join("{id}" if number in {2, 4} else part for number, part in enumerate(parts))
+
+
+def connect(gate: Gate | None = None) -> StripeGateway:
+    """A gateway to the configured Stripe. One per process is enough: see ``throttle.gateway``."""
     return StripeGateway(
+        gate=gate,
         api_key=settings.STRIPE_SECRET_KEY,
         api_base=settings.STRIPE_API_BASE,
         connect_timeout=settings.STRIPE_CONNECT_TIMEOUT.total_seconds(),
@@ -306,6 +352,15 @@ def account_facts(body: Mapping[str, Any], *, seen_at: datetime) -> AccountFacts
         payouts_enabled=_truth(body.get("payouts_enabled", False)),
         seen_at=seen_at,
     )
+
+
+def balance_facts(body: Mapping[str, Any]) -> BalanceFacts:
+    """Raises as ``payment_facts``. A currency stands there once; were it twice, both would count."""
+    available: dict[str, int] = {}
+    for part in body["available"]:
+        currency = _text(part["currency"])
+        available[currency] = available.get(currency, 0) + _signed(part["amount"])
+    return BalanceFacts(available=available)
 
 
 def _transfer(made: stripe.Transfer) -> TransferFacts:
@@ -362,6 +417,13 @@ def _text_or_none(value: Any) -> str:
     return "" if value is None or value == "" else _text(value)
 
 
+def _signed(value: Any) -> int:
+    """A whole number that may be below zero."""
+    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+        return -_whole(-value)
+    return _whole(value)
+
+
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"expected a whole number, got {type(value).__name__}")
@@ -404,18 +466,19 @@ def _call(name: str, send: Callable[[], Any], read: Callable[[Any], T]) -> T | F
     """One call: its result read as facts, or its failure as one of ours. ``send`` has its arguments checked before: a
     bad one is a bug of our own, and escapes.
     """
-    with STRIPE_REQUEST_SECONDS.labels(call=name).time():
-        try:
-            result = send()
-        except stripe.StripeError as error:
-            failure = _failure(error)
-            logger.debug("stripe_call_failed", call=name, answer=type(failure).__name__, request_id=failure.request_id)
-            return failure
-        except ODD_SHAPES as error:
-            # The SDK stumbles over a body that is not UTF-8, and over JSON that is nothing of Stripe's: a list without
-            # data, an error that is no object. What breaks off or never comes is a StripeError of its own.
-            logger.warning("stripe_answer_odd", call=name, error=redact(f"{type(error).__name__}: {error}"))
-            return Unknown(message=f"answer of an unexpected shape: {type(error).__name__}")
+    try:
+        result = send()
+    except NotNow as reason:
+        return Postponed(message=reason.message, seconds=reason.details["seconds"])
+    except stripe.StripeError as error:
+        failure = _failure(error)
+        logger.debug("stripe_call_failed", call=name, answer=type(failure).__name__, request_id=failure.request_id)
+        return failure
+    except ODD_SHAPES as error:
+        # The SDK stumbles over a body that is not UTF-8, and over JSON that is nothing of Stripe's: a list without
+        # data, an error that is no object. What breaks off or never comes is a StripeError of its own.
+        logger.warning("stripe_answer_odd", call=name, error=redact(f"{type(error).__name__}: {error}"))
+        return Unknown(message=f"answer of an unexpected shape: {type(error).__name__}")
     try:
         return read(result)
     except ODD_SHAPES as error:
@@ -426,7 +489,7 @@ def _failure(error: stripe.StripeError) -> Failure:
     """Decides by HTTP status, and by Stripe's code from the error's body: the SDK's ``e.code`` is None on most."""
     code, kind = _said(error, "code"), _said(error, "type")
     status = error.http_status
-    described = {
+    described: dict[str, Any] = {
         "message": redact(str(error.user_message or type(error).__name__)),
         "request_id": error.request_id or "",
     }
@@ -438,7 +501,7 @@ def _failure(error: stripe.StripeError) -> Failure:
         case 409:
             return Busy(**described)
         case 429:
-            reason = (error.headers or {}).get("Stripe-Rate-Limited-Reason", "")
+            reason = (error.headers or {}).get(RATE_LIMITED_REASON, "")
             if reason or code == "rate_limit":
                 return RateLimited(**described, reason=reason)
             return Busy(**described)
@@ -451,7 +514,7 @@ def _failure(error: stripe.StripeError) -> Failure:
                 return RateLimited(**described)
             if kind == "idempotency_error":
                 # The key was used with other parameters: what became of that send, a look tells.
-                return ServerError(**described)
+                return ServerError(**described, is_outage=False)
             if code == "balance_insufficient":
                 return InsufficientFunds(**described)
             return Refused(**described, code=code or kind)

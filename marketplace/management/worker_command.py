@@ -10,7 +10,7 @@ from prometheus_client import start_http_server
 
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import TransferGateway
-from marketplace.gateway.stripe_api import gateway
+from marketplace.throttle import gateway
 from marketplace.workers.loop import Worker
 
 logger = structlog.get_logger(__name__)

@@ -1,6 +1,7 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -105,6 +106,11 @@ class Lifecycle(models.Model):
 class Work(models.Model):
     """A row that a worker has to do something about: when, how often tried, who holds it, what went wrong last."""
 
+    # What a claim tells besides the columns: when it was, by the database's clock; and whether the breaker is open and
+    # this row is the one that asks whether Stripe is back.
+    claimed_at: datetime
+    is_probe: bool = False
+
     retry_count = models.PositiveIntegerField(
         _("retries spent"), default=0, help_text=_("Failed attempts that count. Waiting for funds does not.")
     )
@@ -174,7 +180,7 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
         level=pgtrigger.Row,
         when=pgtrigger.After,
         operation=pgtrigger.Insert | pgtrigger.Update,
-        declare=[("is_news", "BOOLEAN")],
+        declare=[("is_news", "BOOLEAN"), ("milliseconds", "NUMERIC")],
         func=f"""
             IF TG_OP = 'INSERT' THEN
                 is_news := TRUE;
@@ -183,10 +189,8 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
                     OR OLD.lease_token IS NOT NULL;
             END IF;
             IF is_news THEN
-                PERFORM pg_notify(
-                    '{channel}',
-                    ceil(greatest(extract(epoch FROM NEW.next_retry_at - statement_timestamp()) * 1000, 0))::bigint::text
-                );
+                milliseconds := extract(epoch FROM NEW.next_retry_at - statement_timestamp()) * 1000;
+                PERFORM pg_notify('{channel}', ceil(greatest(milliseconds, 0))::text);
             END IF;
             RETURN NULL;
             """,

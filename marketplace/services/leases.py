@@ -1,6 +1,7 @@
 """Claiming due rows: one statement, so that any number of workers share a queue and none waits for another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,35 +16,76 @@ W = TypeVar("W", bound=Work)
 # Written with every settle: the row is free again.
 RELEASED: Mapping[str, Any] = {"lease_token": None, "lease_expires_at": None}
 
+CLAIMED = """
+    SELECT *, statement_timestamp() AS claimed_at, %(past_breaker)s AS is_probe FROM claimed ORDER BY next_retry_at, id
+"""
+# The due rows of a queue, locked. No worker waits for another's.
+DUE = """
+    due AS MATERIALIZED (
+        SELECT id FROM {table}
+        WHERE {due}
+          AND next_retry_at <= statement_timestamp()
+          AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
+          AND (%(past_breaker)s OR NOT EXISTS (
+              SELECT FROM marketplace_circuitbreaker WHERE work = %(work)s AND opened_at IS NOT NULL
+          ))
+        ORDER BY next_retry_at, id
+        LIMIT %(batch_size)s
+        FOR UPDATE SKIP LOCKED
+    ), claimed AS (
+        UPDATE {table} AS taken
+        SET lease_token = gen_random_uuid(), lease_expires_at = statement_timestamp() + %(lease)s {also_set}
+        FROM due
+        WHERE taken.id = due.id
+        RETURNING taken.*
+    )
+"""
 
-def claim(model: type[W], *, due: str, batch_size: int, lease: timedelta, also_set: str = "") -> list[W]:
-    """Lease up to ``batch_size`` due rows to the caller, the longest due first.
+
+def require_no_transaction() -> None:
+    """What one statement does is committed on its return, unless somebody has a transaction open: a bug, refused here
+    as ``atomic(durable=True)`` does.
+
+    Raises:
+        RuntimeError: a transaction is open, other than the one that Django's tests run in.
+
+    """
+    blocks = connection.atomic_blocks
+    if blocks and not blocks[-1]._from_testcase:  # type: ignore[attr-defined]  # noqa: SLF001 - as Atomic itself asks
+        raise RuntimeError("A claim or a settle must not be part of somebody's transaction.")
+
+
+def claiming(model: type[models.Model], *, due: str, also_set: str = "") -> str:
+    """The head of a statement that leases due rows, which its rest finds as ``claimed``.
 
     ``due`` is the SQL condition of the queue's partial index; ``also_set`` further assignments of the same statement.
+    Its parameters: ``batch_size``, ``lease``, ``work`` (whose breaker holds the queue back), ``past_breaker``.
+    """
+    return "WITH" + DUE.format(table=model._meta.db_table, due=due, also_set=also_set)
+
+
+def claim(
+    model: type[W],
+    *,
+    due: str,
+    batch_size: int,
+    lease: timedelta,
+    work: str = "",
+    past_breaker: bool = False,
+    also_set: str = "",
+) -> list[W]:
+    """Lease up to ``batch_size`` due rows to the caller, the longest due first; none while ``work``'s breaker is open.
+
     The database's clock decides what is due and which leases have run out, so hosts need not agree on the time. Each
     lease has a fencing token: whoever lost the lease can no longer write. Dying after this costs the lease's time.
+    One statement, committed on return.
     """
-    table = model._meta.db_table
+    require_no_transaction()
     rows = model._default_manager.raw(
-        f"""
-        WITH due AS MATERIALIZED (
-            SELECT id FROM {table}
-            WHERE {due}
-              AND next_retry_at <= statement_timestamp()
-              AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
-            ORDER BY next_retry_at, id
-            LIMIT %s
-            FOR UPDATE SKIP LOCKED
-        )
-        UPDATE {table} AS claimed
-        SET lease_token = gen_random_uuid(), lease_expires_at = statement_timestamp() + %s {also_set}
-        FROM due
-        WHERE claimed.id = due.id
-        RETURNING claimed.*
-        """,  # noqa: S608 - the pieces are constants of this program
-        [batch_size, lease],
+        claiming(model, due=due, also_set=also_set) + CLAIMED,
+        {"batch_size": batch_size, "lease": lease, "work": work, "past_breaker": past_breaker},
     )
-    return sorted(rows, key=lambda row: (row.next_retry_at, row.pk))
+    return list(rows)
 
 
 def held(model: type[W], pk: Any, lease_token: UUID | None) -> W:
@@ -64,19 +106,31 @@ def release(model: type[models.Model], pk: Any, lease_token: UUID | None) -> Non
     model._default_manager.filter(pk=pk, lease_token=lease_token).update(**RELEASED)
 
 
-def seconds_until_due(model: type[Work], *, due: str) -> float | None:
-    """How long until the next free row of the queue is due, by the database's clock; None where none waits.
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """Where a queue's due rows stand: the condition of its partial index, and the work whose breaker holds it back."""
 
-    Leased rows do not count: whoever holds them settles them, and the rows of the dead are found by the next poll. So
-    this reads one entry of the queue's index, however many rows wait.
+    model: type[models.Model]
+    condition: str
+    work: str = ""
+
+    def sql(self) -> str:
+        # Leased rows do not count: who holds them settles them. One entry of the index is read, however many wait.
+        return f"""
+            (SELECT EXTRACT(EPOCH FROM GREATEST(next_retry_at, (
+                SELECT next_probe_at FROM marketplace_circuitbreaker WHERE work = '{self.work}'
+            )) - statement_timestamp())::float8
+            FROM {self.model._meta.db_table}
+            WHERE {self.condition} AND (lease_expires_at IS NULL OR lease_expires_at <= statement_timestamp())
+            ORDER BY next_retry_at, id LIMIT 1)
+        """  # noqa: S608 - the pieces are constants of this program
+
+
+def seconds_until_due(queues: Sequence[Due]) -> list[float | None]:
+    """For each queue, how long until its next free row is due, by the database's clock; None where none waits.
+
+    One statement for all. Less than zero: it is overdue. While a breaker is open, its next probe counts.
     """
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT EXTRACT(EPOCH FROM next_retry_at - statement_timestamp())
-            FROM {model._meta.db_table} WHERE {due} AND lease_token IS NULL
-            ORDER BY next_retry_at, id LIMIT 1
-            """  # noqa: S608 - the pieces are constants of this program
-        )
-        row = cursor.fetchone()
-    return None if row is None else float(row[0])
+        cursor.execute("SELECT " + ", ".join(due.sql() for due in queues))
+        return list(cursor.fetchone())

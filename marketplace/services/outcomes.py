@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from django.db.models import ExpressionWrapper, F, Value
 from django.db.models.fields import DateTimeField
 from django.db.models.functions import Now
 
+from marketplace import throttle
 from marketplace.backoff import RetryPolicy
 from marketplace.gateway.contract import (
     Busy,
@@ -16,6 +18,7 @@ from marketplace.gateway.contract import (
     Failure,
     InsufficientFunds,
     NotFound,
+    Postponed,
     RateLimited,
     Refused,
     ServerError,
@@ -34,11 +37,22 @@ CLEARED_ERROR: Mapping[str, Any] = {
     "last_error_request_id": "",
     "last_error_at": None,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """What an answer made of the row; and whether Stripe is taken to fail for everyone now."""
+
+    status: str
+    is_breaker_open: bool = False
+
+
 CODES: Mapping[type[Any], str] = {
     NotFound: "not_found",
     InsufficientFunds: "insufficient_funds",
     Busy: "busy",
     RateLimited: "rate_limited",
+    Postponed: "postponed",
     Denied: "denied",
     ServerError: "server_error",
     Unknown: "unknown",
@@ -68,8 +82,30 @@ def error_of(failure: Failure) -> dict[str, Any]:
 def of_look(failure: Failure) -> Failure:
     """What a failed look means for the send it was for: a no to the question is no no to what was sent before."""
     if isinstance(failure, NotFound | Refused):
-        return Unknown(message=f"looking failed: {failure.message}", request_id=failure.request_id)
+        message = f"looking failed: {failure.message}"
+        return Unknown(message=message, request_id=failure.request_id, is_outage=False)
     return failure
+
+
+def is_outage(answer: object) -> bool:
+    """Whether Stripe was not able to answer, which may be so for this row alone, or for everyone."""
+    return isinstance(answer, Unknown | ServerError) and answer.is_outage
+
+
+def count_failure(work: str, answer: object, *, channel: str, whom: str, stripe_is_down: bool, is_probe: bool) -> bool:
+    """Let the circuit breaker of this kind of work know of an outage; whether it is open now, so that nothing is to be
+    spent. Part of the settling transaction, after the row's own lock.
+    """
+    if not isinstance(answer, Unknown | ServerError) or not answer.is_outage:
+        return False
+    error = f"{CODES[type(answer)]}: {answer.message}"
+    return throttle.failed(work, channel=channel, whom=whom, everyone=stripe_is_down, is_probe=is_probe, error=error)
+
+
+def count_success(work: str, answer: object) -> None:
+    """Any answer that shows Stripe at work. Last in the settling transaction: others wait for the breaker's row."""
+    if not is_outage(answer) and not isinstance(answer, Busy | RateLimited | Postponed):
+        throttle.succeeded(work)
 
 
 def next_try(work: Work, policy: RetryPolicy) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Q, Sum
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import (
@@ -27,8 +26,10 @@ from marketplace.gateway.contract import (
     Busy,
     CreateRefundAnswer,
     Denied,
+    Failure,
     InsufficientFunds,
     NotFound,
+    Postponed,
     RateLimited,
     RefundCreated,
     RefundFacts,
@@ -38,12 +39,15 @@ from marketplace.gateway.contract import (
     TransferGateway,
     Unknown,
 )
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.models import REFUNDING_CHANNEL, Order, Refund, SellerTransfer, TransferReversal
 from marketplace.money import split
 from marketplace.services import leases, outcomes, reversals
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
+
+WORK = "refund"
+DUE = leases.Due(model=Refund, condition="status = 'requested'", work=WORK)
 
 # Of two facts of the same second the one further along is the newer.
 RANK = {
@@ -175,16 +179,21 @@ def ask(refund: Refund, gateway: TransferGateway) -> CreateRefundAnswer:
 # --- Working on requests that Stripe has not answered -----------------------------------------------------------------
 
 
-def claim(*, batch_size: int, lease: timedelta) -> list[Refund]:
+def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> list[Refund]:
     """Lease requested refunds that are due; committed on return."""
-    with transaction.atomic(durable=True):
-        claimed = leases.claim(Refund, due="status = 'requested'", batch_size=batch_size, lease=lease)
-    return claimed
+    return leases.claim(
+        Refund,
+        due=DUE.condition,
+        batch_size=batch_size,
+        lease=lease,
+        work=WORK,
+        past_breaker=past_breaker,
+    )
 
 
 def must_look(refund: Refund) -> bool:
     first = refund.first_attempted_at
-    return refund.look_first or (first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW)
+    return refund.look_first or (first is not None and refund.claimed_at - first > outcomes.KEY_REUSE_WINDOW)
 
 
 def find(refund: Refund, listed: RefundsListed) -> RefundFacts | None:
@@ -203,61 +212,86 @@ def begin_generation(claimed: Refund) -> Refund:
             first_attempted_at=Now(),
             look_first=False,
         )
+        refund.claimed_at, refund.is_probe = claimed.claimed_at, claimed.is_probe
         return refund
 
 
-def settle(claimed: Refund, answer: CreateRefundAnswer, *, actor: str) -> None:
+def settle(
+    claimed: Refund, answer: CreateRefundAnswer, *, actor: str, stripe_is_down: bool = False
+) -> outcomes.Settled:
     """Write down what Stripe answered to a refund that was asked for; committed on return.
+
+    ``stripe_is_down``: Stripe gave no answer here, nor to a question that has nothing to do with this row.
 
     Raises:
         StaleTransition: the row is no longer as it was claimed; nothing was changed.
 
     """
     with transaction.atomic(durable=True):
+        is_breaker_open = False
         if isinstance(answer, RefundCreated):
-            _settle_created(claimed, answer.refund, actor=actor)
-            return
-        refund = _still_asking(claimed)
-        match answer:
-            case NotFound() | Refused(code="resource_missing"):
-                # Another account's or mode's key, perhaps: no answer to whether an earlier send got through.
-                _try_again(refund, outcomes.error_of(answer), actor=actor, look_first=True)
-            case Refused():
-                error = outcomes.error_of(answer)
-                refund.transition(
-                    RefundStatus.FAILED,
-                    reason=f"{error['last_error_code']}: {error['last_error_message']}",
-                    actor=actor,
-                    next_retry_at=None,
-                    **leases.RELEASED,
-                    **error,
-                )
-            case Busy() | RateLimited():
-                _stay(
-                    refund,
-                    outcomes.error_of(answer),
-                    actor=actor,
-                    next_retry_at=outcomes.in_(outcomes.BUSY_DELAY),
-                )
-            case Denied():
-                _stay(refund, outcomes.error_of(answer), actor=actor, next_retry_at=Now())
-            case InsufficientFunds() | ServerError():
-                _try_again(refund, outcomes.error_of(answer), actor=actor, look_first=True)
-            case Unknown():
-                _try_again(refund, outcomes.error_of(answer), actor=actor)
-            case _:
-                assert_never(answer)
+            refund = _settle_created(claimed, answer.refund, actor=actor)
+        else:
+            refund = _still_asking(claimed)
+            is_breaker_open = outcomes.count_failure(
+                WORK,
+                answer,
+                channel=REFUNDING_CHANNEL,
+                whom=f"order {refund.order_id}",
+                stripe_is_down=stripe_is_down,
+                is_probe=claimed.is_probe,
+            )
+            _settle_failure(refund, answer, actor=actor, spends=not is_breaker_open)
+        outcomes.count_success(WORK, answer)
+    return outcomes.Settled(status=refund.status, is_breaker_open=is_breaker_open)
 
 
-def _settle_created(claimed: Refund, facts: RefundFacts, *, actor: str) -> None:
+def _settle_failure(refund: Refund, answer: Failure, *, actor: str, spends: bool) -> None:
+    match answer:
+        case NotFound() | Refused(code="resource_missing"):
+            # Another account's or mode's key, perhaps: no answer to whether an earlier send got through.
+            _try_again(refund, outcomes.error_of(answer), actor=actor, look_first=True)
+        case Refused():
+            error = outcomes.error_of(answer)
+            refund.transition(
+                RefundStatus.FAILED,
+                reason=f"{error['last_error_code']}: {error['last_error_message']}",
+                actor=actor,
+                next_retry_at=None,
+                **leases.RELEASED,
+                **error,
+            )
+        case Busy() | RateLimited():
+            _stay(
+                refund,
+                outcomes.error_of(answer),
+                actor=actor,
+                next_retry_at=outcomes.in_(outcomes.BUSY_DELAY),
+            )
+        case Postponed():
+            due = outcomes.in_(timedelta(seconds=answer.seconds))
+            _stay(refund, outcomes.error_of(answer), actor=actor, next_retry_at=due)
+        case Denied():
+            _stay(refund, outcomes.error_of(answer), actor=actor, next_retry_at=Now())
+        case InsufficientFunds() | ServerError():
+            _try_again(refund, outcomes.error_of(answer), actor=actor, spends=spends, look_first=True)
+        case Unknown():
+            _try_again(refund, outcomes.error_of(answer), actor=actor, spends=spends)
+        case _:
+            assert_never(answer)
+
+
+def _settle_created(claimed: Refund, facts: RefundFacts, *, actor: str) -> Refund:
     """Facts are facts, whoever holds the lease. Those that contradict ours are kept with the row, for a person."""
     try:
         with transaction.atomic():
-            record(facts, actor=actor)
+            return record(facts, actor=actor)
     except (ConflictingFacts, MalformedEvent) as conflict:
         error = outcomes.error("conflicting_facts", conflict.message)
-        _try_again(_still_asking(claimed), error, actor=actor)
+        refund = _still_asking(claimed)
+        _try_again(refund, error, actor=actor)
         logger.exception("refund_needs_a_person", refund=claimed.pk, code="conflicting_facts")
+        return refund
 
 
 def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> None:
@@ -273,8 +307,14 @@ def _still_asking(claimed: Refund) -> Refund:
     return refund
 
 
-def _try_again(refund: Refund, error: dict[str, Any], *, actor: str, **fields: Any) -> None:
-    """The buyer was promised the money, and unknown is not failed: this never gives up, at the pace of the maximum."""
+def _try_again(refund: Refund, error: dict[str, Any], *, actor: str, spends: bool = True, **fields: Any) -> None:
+    """The buyer was promised the money, and unknown is not failed: this never gives up, at the pace of the maximum.
+
+    While Stripe fails for everyone it is due at once: the breaker holds it back.
+    """
+    if not spends:
+        _stay(refund, error, actor=actor, next_retry_at=Now(), **fields)
+        return
     policy = RetryPolicy.from_settings("REVERSAL")
     _stay(refund, error, actor=actor, **outcomes.next_try(refund, policy), **fields)
 

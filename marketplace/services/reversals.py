@@ -3,16 +3,18 @@
 The transfer's row is the work that a worker claims; the oldest open ``TransferReversal`` is what it is about.
 """
 
-from dataclasses import dataclass
-from datetime import timedelta
+import json
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
-from django.utils import timezone
 
+from marketplace import throttle
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import (
@@ -22,6 +24,7 @@ from marketplace.gateway.contract import (
     Failure,
     InsufficientFunds,
     NotFound,
+    Postponed,
     RateLimited,
     Refused,
     ReversalFacts,
@@ -30,12 +33,14 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
-from marketplace.models import Refund, SellerTransfer, TransferReversal
+from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal
 from marketplace.services import leases, outcomes
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
+WORK = "reversal"
+DUE = leases.Due(model=SellerTransfer, condition="status = 'reversal_pending'", work=WORK)
 PARTLY_REVERSED_ELSEWHERE = "partly_reversed_elsewhere"
 RETRIES_EXHAUSTED = "retries_exhausted"
 # Stripe looks at a pending reversal about hourly (docs.stripe.com/connect/pending-transfer-reversals).
@@ -48,6 +53,10 @@ class Claimed:
 
     transfer: SellerTransfer
     reversal: TransferReversal
+    # By the database's clock, as all times in rows: the host's may be wrong.
+    claimed_at: datetime
+    # The breaker is open, and this row is the one that asks whether Stripe is back.
+    is_probe: bool = False
 
     @property
     def must_look(self) -> bool:
@@ -56,7 +65,7 @@ class Claimed:
         if reversal.look_first or reversal.stripe_reversal_id:
             return True
         first = reversal.first_attempted_at
-        return first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW
+        return first is not None and self.claimed_at - first > outcomes.KEY_REUSE_WINDOW
 
     @property
     def reason(self) -> str:
@@ -95,6 +104,9 @@ def owe(
         transfer.transition(
             TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, next_retry_at=Now(), retry_count=0
         )
+    else:
+        # Touched, so that a settle under way sees that more is owed than when it claimed the row.
+        transfer.change(reason=reason, actor=actor)
 
 
 def create(
@@ -133,49 +145,83 @@ def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
 # --- Claiming ---------------------------------------------------------------------------------------------------------
 
 
-def claim(*, batch_size: int, lease: timedelta) -> list[Claimed]:
+def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> list[Claimed]:
     """Lease due transfers to this worker, each with the oldest reversal owed on it; committed on return.
 
-    The reversal's key and the time of its first use are in the database before anything can be sent.
+    One statement: the reversal's key and the time of its first use are in the database before anything can be sent.
+    """
+    leases.require_no_transaction()
+    transfer_columns, reversal_columns = _columns(SellerTransfer), _columns(TransferReversal)
+    params: dict[str, Any] = {
+        "batch_size": batch_size,
+        "lease": lease,
+        "work": WORK,
+        "past_breaker": past_breaker,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIM, params)
+        rows = cursor.fetchall()
+    claimed = []
+    for claimed_at, *values in rows:
+        transfer = SellerTransfer.from_db("default", transfer_columns, values[: len(transfer_columns)])
+        owed = values[len(transfer_columns) :]
+        reversal = (
+            _owed_without_mark(transfer)
+            if owed[0] is None
+            else TransferReversal.from_db("default", reversal_columns, owed)
+        )
+        claimed.append(Claimed(transfer=transfer, reversal=reversal, claimed_at=claimed_at, is_probe=past_breaker))
+    return claimed
+
+
+def _columns(model: type[Model]) -> list[str]:
+    return [field.attname for field in model._meta.concrete_fields]
+
+
+def _listed(model: type[Model], alias: str) -> str:
+    return ", ".join(f"{alias}.{field.column}" for field in model._meta.concrete_fields)
+
+
+_CLAIM = f"""
+    {leases.claiming(SellerTransfer, due=DUE.condition)}
+    , marked AS (
+        UPDATE marketplace_transferreversal AS owed
+        SET first_attempted_at = COALESCE(owed.first_attempted_at, statement_timestamp())
+        FROM (
+            SELECT min(pending.id) AS id FROM marketplace_transferreversal AS pending
+            JOIN due ON due.id = pending.transfer_id
+            WHERE pending.status = 'pending' GROUP BY pending.transfer_id
+        ) AS oldest
+        WHERE owed.id = oldest.id AND owed.status = 'pending'
+        RETURNING owed.*
+    )
+    SELECT statement_timestamp(), {_listed(SellerTransfer, "claimed")}, {_listed(TransferReversal, "marked")}
+    FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id
+    ORDER BY claimed.next_retry_at, claimed.id
+"""  # noqa: S608 - columns of our own tables
+
+
+def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:
+    """A claimed row of which the claiming statement saw no reversal. Either a reversal was written or settled while it
+    ran; or a row of an older version says that a reversal is owed, but not which: then all that is left is.
     """
     with transaction.atomic(durable=True):
-        transfers = leases.claim(SellerTransfer, due="status = 'reversal_pending'", batch_size=batch_size, lease=lease)
-        if not transfers:
-            return []
-        chosen = {
-            reversal.transfer_id: reversal
-            for reversal in TransferReversal.objects.raw(
-                """
-                UPDATE marketplace_transferreversal
-                SET first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())
-                WHERE id IN (
-                    SELECT min(id) FROM marketplace_transferreversal
-                    WHERE transfer_id = ANY(%s) AND status = 'pending' GROUP BY transfer_id
-                )
-                RETURNING *
-                """,
-                [[transfer.pk for transfer in transfers]],
+        leases.held(SellerTransfer, transfer.pk, transfer.lease_token)
+        owed = next(iter(open_reversals(transfer)), None)
+        if owed is None:
+            return create(
+                transfer,
+                amount=transfer.amount_unreversed,
+                cause=TransferReversal.Cause.OPERATOR,
+                refund=None,
+                actor="reversal worker",
+                reason="the row said that a reversal is owed, without a record of it",
+                first_attempted_at=Now(),
+                # Whoever wrote the row may have sent something already.
+                look_first=True,
             )
-        }
-        return [
-            Claimed(transfer=transfer, reversal=chosen.get(transfer.pk) or _owed_by_old_row(transfer))
-            for transfer in transfers
-        ]
-
-
-def _owed_by_old_row(transfer: SellerTransfer) -> TransferReversal:
-    """A row of an older version says that a reversal is owed, but not which: then all that is left is."""
-    return create(
-        transfer,
-        amount=transfer.amount_unreversed,
-        cause=TransferReversal.Cause.OPERATOR,
-        refund=None,
-        actor="reversal worker",
-        reason="the row said that a reversal is owed, without a record of it",
-        first_attempted_at=Now(),
-        # Whoever wrote the row may have sent something already.
-        look_first=True,
-    )
+        owed.change(actor="reversal worker", reason="claimed", first_attempted_at=Coalesce("first_attempted_at", Now()))
+        return owed
 
 
 def begin_generation(claimed: Claimed) -> Claimed:
@@ -195,7 +241,7 @@ def begin_generation(claimed: Claimed) -> Claimed:
             first_attempted_at=Now(),
             look_first=False,
         )
-        return Claimed(transfer=transfer, reversal=reversal)
+        return replace(claimed, transfer=transfer, reversal=reversal)
 
 
 def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts | None:
@@ -212,18 +258,40 @@ def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts |
 # --- Settling ---------------------------------------------------------------------------------------------------------
 
 
-def settle(claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str) -> None:
+def settle(
+    claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str, stripe_is_down: bool = False
+) -> outcomes.Settled:
     """Write down what Stripe answered, and what follows; committed on return.
+
+    ``stripe_is_down``: Stripe gave no answer here, nor to a question that has nothing to do with this row.
 
     Raises:
         StaleTransition: the lease was lost meanwhile; nothing was changed. Another worker finds the same answer, under
             the same key or by looking.
 
     """
+    if isinstance(answer, Reversed) and answer.reversal.is_done:
+        status = _settle_success(claimed, answer.reversal, actor=actor)
+        if status:
+            return outcomes.Settled(status=status)
     with transaction.atomic(durable=True):
         transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
         reversal = TransferReversal.locked(claimed.reversal.pk)
-        settlement = _Settlement(transfer=transfer, reversal=reversal, actor=actor)
+        is_breaker_open = outcomes.count_failure(
+            WORK,
+            answer,
+            channel=REVERSING_CHANNEL,
+            whom=f"seller {transfer.seller_id}",
+            stripe_is_down=stripe_is_down,
+            is_probe=claimed.is_probe,
+        )
+        settlement = _Settlement(
+            transfer=transfer,
+            reversal=reversal,
+            actor=actor,
+            now=claimed.claimed_at,
+            spends=not is_breaker_open,
+        )
         match answer:
             case Reversed():
                 settlement.reversed(answer.reversal)
@@ -235,6 +303,8 @@ def settle(claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str) -> No
                 settlement.wait_for_funds(answer)
             case Busy() | RateLimited():
                 settlement.wait(answer, outcomes.BUSY_DELAY)
+            case Postponed():
+                settlement.wait(answer, timedelta(seconds=answer.seconds))
             case Denied():
                 settlement.give_back(answer)
             case ServerError():
@@ -243,6 +313,85 @@ def settle(claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str) -> No
                 settlement.try_again(outcomes.error_of(answer), look_first=False)
             case _:
                 assert_never(answer)
+        outcomes.count_success(WORK, answer)
+    return outcomes.Settled(status=transfer.status, is_breaker_open=is_breaker_open)
+
+
+# The most frequent settle by far. The row's history is written by its triggers, which read the context.
+_SETTLE_SUCCESS = f"""
+    WITH held AS MATERIALIZED (
+        SELECT id, amount, amount_reversed, set_config('pghistory.context_metadata', %(context)s, true)
+        FROM marketplace_sellertransfer
+        WHERE id = %(transfer)s AND lease_token = %(lease_token)s AND status = 'reversal_pending'
+          -- Whoever adds a debt touches the row: then this statement's snapshot may not know of it.
+          AND updated_at = %(updated_at)s AND amount_reversed + %(amount)s <= amount
+        FOR UPDATE
+    ), others AS (
+        SELECT count(*) AS owed FROM marketplace_transferreversal
+        WHERE transfer_id = %(transfer)s AND status = 'pending' AND id <> %(reversal)s
+    ), ours AS (
+        UPDATE marketplace_transferreversal AS reversal
+        SET status = 'succeeded', stripe_reversal_id = %(stripe_reversal_id)s, stripe_status = %(stripe_status)s,
+            updated_at = statement_timestamp()
+        FROM held, others
+        WHERE reversal.id = %(reversal)s AND reversal.transfer_id = held.id AND reversal.status = 'pending'
+          AND reversal.amount = %(amount)s AND reversal.currency = %(currency)s
+          -- What is owed beyond the whole is canceled: the longer way does that.
+          AND (others.owed = 0 OR held.amount_reversed + %(amount)s < held.amount)
+        RETURNING reversal.id
+    ), breaker AS ({throttle.SUCCEEDED_SQL} AND EXISTS (SELECT FROM ours))
+    UPDATE marketplace_sellertransfer AS transfer
+    SET status = CASE
+            WHEN held.amount_reversed + %(amount)s = held.amount THEN 'reversed'
+            WHEN others.owed > 0 THEN 'reversal_pending'
+            ELSE 'partially_reversed' END,
+        next_retry_at = CASE WHEN others.owed > 0 THEN statement_timestamp() END,
+        retry_count = CASE WHEN others.owed > 0 THEN 0 ELSE transfer.retry_count END,
+        amount_reversed = held.amount_reversed + %(amount)s, stripe_reversal_id = %(stripe_reversal_id)s,
+        failed_leg = '', last_error_code = '', last_error_message = '', last_error_request_id = '',
+        last_error_at = NULL, lease_token = NULL, lease_expires_at = NULL, updated_at = statement_timestamp()
+    FROM held, ours, others
+    WHERE transfer.id = held.id
+    RETURNING transfer.status
+"""  # noqa: S608 - a constant of this program
+
+
+def _settle_success(claimed: Claimed, facts: ReversalFacts, *, actor: str) -> str:
+    """Both rows and their history in one statement, under the lease's token; the new status. Empty where anything is
+    not as it was claimed: nothing was changed, and the longer way finds out what it is.
+    """
+    transfer, reversal = claimed.transfer, claimed.reversal
+    if reversal.waiting_for_funds_since is not None:
+        # Others may wait in line behind it.
+        return ""
+    leases.require_no_transaction()
+    context = {
+        "actor": actor,
+        "reason": _confirmed(facts),
+        "attempt": transfer.retry_count + 1,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _SETTLE_SUCCESS,
+            {
+                "context": json.dumps(context),
+                "transfer": transfer.pk,
+                "lease_token": transfer.lease_token,
+                "updated_at": transfer.updated_at,
+                "reversal": reversal.pk,
+                "amount": facts.amount,
+                "currency": facts.currency,
+                "stripe_reversal_id": facts.stripe_reversal_id,
+                "stripe_status": facts.status,
+                "work": WORK,
+            },
+        )
+        row = cursor.fetchone()
+    return row[0] if row else ""
+
+
+def _confirmed(facts: ReversalFacts) -> str:
+    return f"Stripe confirmed {facts.stripe_reversal_id}"
 
 
 def settle_missing_id(claimed: Claimed, *, actor: str) -> None:
@@ -260,7 +409,8 @@ def settle_unexpected(claimed: Claimed, exception: Exception, *, actor: str) -> 
 def _settle_without_answer(claimed: Claimed, error: dict[str, Any], *, actor: str, final: bool) -> None:
     with transaction.atomic(durable=True):
         transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
-        settlement = _Settlement(transfer=transfer, reversal=TransferReversal.locked(claimed.reversal.pk), actor=actor)
+        reversal = TransferReversal.locked(claimed.reversal.pk)
+        settlement = _Settlement(transfer=transfer, reversal=reversal, actor=actor, now=claimed.claimed_at)
         if final:
             settlement.needs_a_person(error)
         else:
@@ -275,6 +425,10 @@ class _Settlement:
     transfer: SellerTransfer
     reversal: TransferReversal
     actor: str
+    # The database's, as it was when the row was claimed.
+    now: datetime
+    # False while Stripe fails for everyone: a failure then says nothing of this row.
+    spends: bool = True
 
     def reversed(self, facts: ReversalFacts) -> None:
         ours = self.reversal
@@ -291,7 +445,7 @@ class _Settlement:
             self._follow_pending(facts)
 
     def _succeed(self, facts: ReversalFacts) -> None:
-        reason = f"Stripe confirmed {facts.stripe_reversal_id}"
+        reason = _confirmed(facts)
         self.reversal.transition(
             ReversalStatus.SUCCEEDED,
             reason=reason,
@@ -357,9 +511,7 @@ class _Settlement:
             waiting_for_funds_since=old.waiting_for_funds_since or Now(),
         )
         replacement.refresh_from_db()
-        _Settlement(transfer=self.transfer, reversal=replacement, actor=self.actor).wait_for_funds(
-            InsufficientFunds(message=reason)
-        )
+        replace(self, reversal=replacement).wait_for_funds(InsufficientFunds(message=reason))
 
     def already_reversed(self, answer: AlreadyReversed) -> None:
         """Too little is left. Ours is there: adopt it. Others took all: adopt theirs. Else a person decides."""
@@ -428,7 +580,7 @@ class _Settlement:
         """Waits on its own, longer schedule and spends no retry: the seller may sell again any day."""
         error = outcomes.error_of(failure)
         since = self.reversal.waiting_for_funds_since
-        if since is not None and timezone.now() - since > settings.REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE:
+        if since is not None and self.now - since > settings.REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE:
             self.refused(error)
             return
         self.reversal.change(
@@ -451,6 +603,11 @@ class _Settlement:
         self._stay("denied", **leases.RELEASED, **outcomes.error_of(failure))
 
     def try_again(self, error: dict[str, Any], *, look_first: bool) -> None:
+        if not self.spends:
+            self._mark_look_first(error, look_first=look_first)
+            # As due as it was: the breaker holds it back.
+            self._stay(error["last_error_code"], **leases.RELEASED, **error)
+            return
         policy = RetryPolicy.from_settings("REVERSAL")
         if policy.is_exhausted(self.transfer.retry_count):
             spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"
@@ -458,9 +615,12 @@ class _Settlement:
             exhausted = {**error, "last_error_code": RETRIES_EXHAUSTED, "last_error_message": message}
             self.needs_a_person(exhausted, look_first=look_first or None)
             return
+        self._mark_look_first(error, look_first=look_first)
+        self._stay(error["last_error_code"], **outcomes.next_try(self.transfer, policy), **leases.RELEASED, **error)
+
+    def _mark_look_first(self, error: dict[str, Any], *, look_first: bool) -> None:
         if look_first and not self.reversal.look_first:
             self.reversal.change(reason=error["last_error_code"], actor=self.actor, look_first=True)
-        self._stay(error["last_error_code"], **outcomes.next_try(self.transfer, policy), **leases.RELEASED, **error)
 
     def _move(self, to: TransferStatus, reason: str, **fields: Any) -> None:
         attempt = self.transfer.retry_count + 1

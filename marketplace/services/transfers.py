@@ -8,7 +8,6 @@ from typing import Any, assert_never
 import structlog
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import ConflictingFacts, NotAllowedNow, StaleTransition
@@ -18,6 +17,7 @@ from marketplace.gateway.contract import (
     Denied,
     InsufficientFunds,
     NotFound,
+    Postponed,
     RateLimited,
     Refused,
     ServerError,
@@ -25,38 +25,41 @@ from marketplace.gateway.contract import (
     TransferFacts,
     Unknown,
 )
-from marketplace.models import SellerTransfer
+from marketplace.models import SENDING_CHANNEL, SellerTransfer
 from marketplace.services import leases, outcomes, reversals
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
+WORK = "transfer"
+DUE = leases.Due(model=SellerTransfer, condition="status IN ('pending', 'failed')", work=WORK)
+
 # --- Sending ----------------------------------------------------------------------------------------------------------
 
 
-def claim(*, batch_size: int, lease: timedelta) -> list[SellerTransfer]:
+def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> list[SellerTransfer]:
     """Lease transfers that are due to be sent; committed on return.
 
     From here on each may be at Stripe: a refund no longer cancels it, but waits for the outcome.
     """
-    with transaction.atomic(durable=True):
-        claimed = leases.claim(
-            SellerTransfer,
-            due="status IN ('pending', 'failed')",
-            batch_size=batch_size,
-            lease=lease,
-            also_set=(
-                ", in_doubt_before = in_doubt, in_doubt = TRUE,"
-                " first_attempted_at = COALESCE(first_attempted_at, statement_timestamp())"
-            ),
-        )
-    return claimed
+    return leases.claim(
+        SellerTransfer,
+        due=DUE.condition,
+        batch_size=batch_size,
+        lease=lease,
+        work=WORK,
+        past_breaker=past_breaker,
+        also_set=(
+            ", in_doubt_before = taken.in_doubt, in_doubt = TRUE,"
+            " first_attempted_at = COALESCE(taken.first_attempted_at, statement_timestamp())"
+        ),
+    )
 
 
 def must_look(transfer: SellerTransfer) -> bool:
     """Whether Stripe's list of the order's transfers has to be read before anything may be sent."""
     first = transfer.first_attempted_at
-    return transfer.look_first or (first is not None and timezone.now() - first > outcomes.KEY_REUSE_WINDOW)
+    return transfer.look_first or (first is not None and transfer.claimed_at - first > outcomes.KEY_REUSE_WINDOW)
 
 
 def find(transfer: SellerTransfer, listed: tuple[TransferFacts, ...]) -> TransferFacts | None:
@@ -80,18 +83,32 @@ def begin_generation(claimed: SellerTransfer) -> SellerTransfer:
             first_attempted_at=Now(),
             look_first=False,
         )
+        transfer.claimed_at, transfer.is_probe = claimed.claimed_at, claimed.is_probe
         return transfer
 
 
-def settle(claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str) -> None:
+def settle(
+    claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str, stripe_is_down: bool = False
+) -> outcomes.Settled:
     """Write down what Stripe answered to sending, and what follows; committed on return.
+
+    ``stripe_is_down``: Stripe gave no answer here, nor to a question that has nothing to do with this row.
 
     Raises:
         StaleTransition: the lease was lost meanwhile; nothing was changed.
 
     """
     with transaction.atomic(durable=True):
-        settlement = _Settlement(transfer=leases.held(SellerTransfer, claimed.pk, claimed.lease_token), actor=actor)
+        transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
+        is_breaker_open = outcomes.count_failure(
+            WORK,
+            answer,
+            channel=SENDING_CHANNEL,
+            whom=f"seller {transfer.seller_id}",
+            stripe_is_down=stripe_is_down,
+            is_probe=claimed.is_probe,
+        )
+        settlement = _Settlement(transfer=transfer, actor=actor, spends=not is_breaker_open)
         match answer:
             case TransferCreated():
                 settlement.completed(answer.transfer)
@@ -102,6 +119,9 @@ def settle(claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str)
             case Busy() | RateLimited():
                 due = outcomes.in_(outcomes.BUSY_DELAY)
                 settlement.nothing_ran(outcomes.error_of(answer), next_retry_at=due)
+            case Postponed():
+                due = outcomes.in_(timedelta(seconds=answer.seconds))
+                settlement.nothing_ran(outcomes.error_of(answer), next_retry_at=due)
             case Denied():
                 settlement.nothing_ran(outcomes.error_of(answer))
             case ServerError():
@@ -110,6 +130,8 @@ def settle(claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str)
                 settlement.try_again(outcomes.error_of(answer))
             case _:
                 assert_never(answer)
+        outcomes.count_success(WORK, answer)
+    return outcomes.Settled(status=transfer.status, is_breaker_open=is_breaker_open)
 
 
 def settle_unexpected(claimed: SellerTransfer, exception: Exception, *, actor: str) -> None:
@@ -127,6 +149,8 @@ class _Settlement:
 
     transfer: SellerTransfer
     actor: str
+    # False while Stripe fails for everyone: a failure then says nothing of this row.
+    spends: bool = True
 
     def completed(self, facts: TransferFacts) -> None:
         if (facts.amount, facts.currency) != (self.transfer.amount, self.transfer.currency):
@@ -190,6 +214,10 @@ class _Settlement:
         return True
 
     def try_again(self, error: dict[str, Any], *, look_first: bool = False, **fields: Any) -> None:
+        if not self.spends:
+            # As due as it was: the breaker holds it back.
+            self.stay(error, **fields, **({"look_first": True} if look_first else {}))
+            return
         policy = RetryPolicy.from_settings("TRANSFER_RETRY")
         if policy.is_exhausted(self.transfer.retry_count):
             spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"

@@ -1,32 +1,45 @@
 """The loop every worker runs: claim what is due, work on it in threads, sleep until something wakes it.
 
 It knows nothing of Stripe or of transfers. A ``Queue`` says what is due and does one piece of it.
+
+One thread claims, in batches, a little ahead of the fixed number of threads that do the work: no batch waits for its
+slowest call, and a claim's cost is shared. When nothing is due, the claimer sleeps until a notification, the next due
+time or the next check, whichever comes first.
 """
 
 import contextlib
+import functools
+import math
+import queue
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import psycopg
 import structlog
-from django.db import close_old_connections, connection, connections
+from django.db import connection, connections
 
 from marketplace.errors import DATABASE_TROUBLE, StaleTransition, StripeDenied
-from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON
+from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON, RELEASED
+from marketplace.services import leases
+from marketplace.workers.heartbeat import Heartbeat
+from marketplace.workers.listener import Listener
 
 logger = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 # After the database was away: soon, but not in a busy loop.
 DATABASE_PAUSE_SECONDS = 1.0
-# How long the listener may take to see that it should stop; it costs a wake-up of the thread, no statement.
-STOP_CHECK_SECONDS = 0.2
-# A row that comes due before the next poll is not waited for more precisely than this.
+# So long a settle is tried again while the database is away: a restart takes less, and the answer need not be asked for
+# again when the lease has run out.
+SETTLING_SECONDS = 30.0
+# A thread without work gives its database connection back after this.
+IDLE_SECONDS = 5.0
+# A row that comes due is not waited for more precisely than this, so that rows held by others cost no busy loop.
 SHORTEST_WAIT_SECONDS = 0.05
 
 
@@ -36,6 +49,7 @@ class Queue(Protocol):
     name: str
     # The NOTIFY channel on which its rows announce themselves.
     channel: str
+    due: leases.Due
 
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[Any]:
         """Lease due rows; committed on return."""
@@ -43,6 +57,10 @@ class Queue(Protocol):
 
     def perform(self, claimed: Any) -> None:
         """Do one piece of work and settle it. ``StripeDenied`` stops the worker; ``StaleTransition``: a late settle."""
+        ...
+
+    def is_held_back(self, claimed: Any) -> bool:
+        """Whether the row must not be begun now, though it was claimed."""
         ...
 
     def settle_unexpected(self, claimed: Any, exception: Exception) -> None:
@@ -53,41 +71,72 @@ class Queue(Protocol):
         """Give a row back that was not begun."""
         ...
 
-    def seconds_until_due(self) -> float | None:
-        """How long until the next waiting row is due, by the database's clock; None where none waits."""
-        ...
+
+@dataclass
+class _Watched:
+    """One queue, and when (monotonic) its next row is due as far as the claimer knows."""
+
+    queue: Queue
+    due_at: float = math.inf
+
+
+@dataclass(frozen=True)
+class _InHand:
+    """A claimed row on its way to a thread, and until when (monotonic) it may be begun."""
+
+    queue: Queue
+    claimed: Any
+    begin_before: float
 
 
 class Worker:
-    """Runs queues in a fixed pool of threads, refilled as soon as one is free: no batch waits for its slowest call."""
+    """Runs queues in a fixed pool of threads, until it is stopped (``run``) or nothing is due (``run_once``).
+
+    ``attempt`` is how long one piece of work may take at most: a row whose lease would end before is not begun.
+    """
 
     def __init__(
         self,
         queues: Sequence[Queue],
         *,
+        name: str,
         concurrency: int,
         batch_size: int,
         lease: timedelta,
+        attempt: timedelta,
         check_interval: timedelta,
     ) -> None:
-        self._queues = queues
+        self._watched = [_Watched(each) for each in queues]
         self._concurrency = concurrency
         self._batch_size = batch_size
         self._lease = lease
+        self._begin_within = (lease - attempt).total_seconds()
         self._check_interval = check_interval.total_seconds()
-        # Set by a notification, a finished row, or a signal: the one thing the loop waits for.
+        self._heartbeat = Heartbeat(name, [each.name for each in queues], concurrency=concurrency)
+        # Set by a notification, a thread that finds few rows left, or a signal: the one thing the claimer waits for.
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._in_hand = 0
+        # Claimed rows that no thread has taken up; None tells a thread to end.
+        self._buffer: queue.SimpleQueue[_InHand | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._heard: dict[str, float] = {}
+        self._in_hand = 0
         self._denied: StripeDenied | None = None
 
+    # --- Control ------------------------------------------------------------------------------------------------------
+
     def stop(self) -> None:
-        """No new claims; what is in hand is finished. Not for a signal handler: see ``stopping_on_signals``."""
+        """No new claims; what was begun is finished, what was not is given back. Not for a signal handler: see
+        ``stopping_on_signals``.
+        """
         self._stopping.set()
         self._wake.set()
 
-    def wake(self) -> None:
+    def notify(self, channel: str, seconds: float) -> None:
+        """A row that announces itself on ``channel`` is due in ``seconds``."""
+        due_at = time.monotonic() + seconds
+        with self._lock:
+            self._heard[channel] = min(self._heard.get(channel, math.inf), due_at)
         self._wake.set()
 
     @contextlib.contextmanager
@@ -110,6 +159,8 @@ class Worker:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    # --- Running ------------------------------------------------------------------------------------------------------
+
     def run_once(self) -> int:
         """Do all that is due, and what becomes due meanwhile; the number of rows worked on.
 
@@ -119,14 +170,17 @@ class Worker:
 
         """
         done = 0
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="worker") as pool:
+        with self._threads():
             while True:
                 self._wake.clear()
-                claimed = 0 if self._stopping.is_set() else self._refill(pool)
+                claimed = 0
+                for watched in self._in_turn():
+                    if self._may_claim():
+                        claimed += self._claim(watched)
                 done += claimed
-                if claimed == 0 and self._in_hand == 0:
-                    break
-                if claimed == 0 or self._in_hand >= self._concurrency:
+                if claimed == 0:
+                    if self._in_hand == 0:
+                        break
                     self._wake.wait()
         self._raise_if_denied()
         return done
@@ -138,130 +192,186 @@ class Worker:
             StripeDenied: as in ``run_once``.
 
         """
-        listener = Listener([queue.channel for queue in self._queues], on_notification=self.wake)
+        listener = Listener([watched.queue.channel for watched in self._watched], on_notification=self.notify)
         listener.start()
+        next_check = 0.0
         try:
-            with ThreadPoolExecutor(self._concurrency, thread_name_prefix="worker") as pool:
+            with self._threads():
                 while not self._stopping.is_set():
                     self._wake.clear()
                     try:
-                        claimed = self._refill(pool)
-                        timeout = None if self._is_full() else self._seconds_to_wait(claimed)
+                        self._heartbeat.beat(in_hand=self._in_hand)
+                        if time.monotonic() >= next_check:
+                            self._ask()
+                            next_check = time.monotonic() + min(self._check_interval, listener.longest_silence)
+                        self._claim_what_is_due()
+                        times = [next_check, self._heartbeat.next_at]
+                        if self._may_claim():
+                            times += [watched.due_at for watched in self._watched]
+                        timeout = max(min(times) - time.monotonic(), 0)
                     except DATABASE_TROUBLE as error:
-                        logger.warning("database_away", error=str(error).strip())
-                        close_old_connections()
-                        timeout = DATABASE_PAUSE_SECONDS
-                    if timeout != 0:
-                        self._wake.wait(timeout)
+                        _put_away(error)
+                        # What was known of due times may be lost with the database: ask when it is back.
+                        next_check, timeout = 0.0, DATABASE_PAUSE_SECONDS
+                    self._wake.wait(timeout)
         finally:
             listener.stop()
+            with contextlib.suppress(*DATABASE_TROUBLE):
+                self._heartbeat.stop()
             connections.close_all()
         self._raise_if_denied()
 
-    def _is_full(self) -> bool:
-        return self._in_hand >= self._concurrency
+    # --- Claiming -----------------------------------------------------------------------------------------------------
 
-    def _seconds_to_wait(self, claimed: int) -> float:
+    def _may_claim(self) -> bool:
+        """Claimed ahead are at most a batch and a half: enough for all threads, and no lease runs for long in vain."""
+        return not self._stopping.is_set() and self._buffer.qsize() <= self._batch_size // 2
+
+    def _in_turn(self) -> list[_Watched]:
+        """Each queue is first in its turn: a long backlog of one must not keep the others waiting for a thread."""
+        self._watched = [*self._watched[1:], *self._watched[:1]]
+        return self._watched
+
+    def _claim_what_is_due(self) -> None:
+        self._take_up_what_was_heard()
+        must_ask, was_in_vain = False, False
+        for watched in self._in_turn():
+            if self._may_claim() and watched.due_at <= time.monotonic():
+                claimed = self._claim(watched)
+                if claimed < self._batch_size:
+                    # No more is due now: when will there be?
+                    must_ask, was_in_vain = True, was_in_vain or claimed == 0
+        if must_ask:
+            self._ask(not_before=time.monotonic() + SHORTEST_WAIT_SECONDS if was_in_vain else 0.0)
+
+    def _claim(self, watched: _Watched) -> int:
+        began = time.monotonic()
+        claimed = watched.queue.claim(batch_size=self._batch_size, lease=self._lease)
+        with self._lock:
+            self._in_hand += len(claimed)
+        for row in claimed:
+            self._buffer.put(_InHand(watched.queue, row, begin_before=began + self._begin_within))
         if claimed:
-            return 0
-        waits = [seconds for queue in self._queues if (seconds := queue.seconds_until_due()) is not None]
-        return max(min([self._check_interval, *waits]), SHORTEST_WAIT_SECONDS)
+            CLAIMED.labels(work=watched.queue.name).inc(len(claimed))
+            logger.debug("claimed", work=watched.queue.name, rows=len(claimed), milliseconds=elapsed_ms(began))
+        return len(claimed)
 
-    def _refill(self, pool: ThreadPoolExecutor) -> int:
-        """Claim as many rows as there are free threads, no more: a claimed row's lease is running."""
-        total = 0
-        # Each queue is first in its turn: a long backlog of one must not keep the others waiting for a free thread.
-        self._queues = [*self._queues[1:], *self._queues[:1]]
-        for queue in self._queues:
-            free = min(self._concurrency - self._in_hand, self._batch_size)
-            if free <= 0:
-                break
-            claimed = queue.claim(batch_size=free, lease=self._lease)
-            CLAIMED.labels(work=queue.name).inc(len(claimed))
-            total += len(claimed)
-            with self._lock:
-                self._in_hand += len(claimed)
-            for row in claimed:
-                pool.submit(self._perform, queue, row)
-        return total
+    def _ask(self, *, not_before: float = 0.0) -> None:
+        """Learn from the database when each queue's next row is due: one statement for all."""
+        seconds = leases.seconds_until_due([watched.queue.due for watched in self._watched])
+        now = time.monotonic()
+        for watched, until in zip(self._watched, seconds, strict=True):
+            watched.due_at = math.inf if until is None else max(now + until, not_before)
 
-    def _perform(self, queue: Queue, claimed: Any) -> None:
+    def _take_up_what_was_heard(self) -> None:
+        with self._lock:
+            heard, self._heard = self._heard, {}
+        for watched in self._watched:
+            watched.due_at = min(watched.due_at, heard.get(watched.queue.channel, math.inf))
+
+    # --- Working ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """The threads that work; on leaving, those end that have nothing in hand, and the others once they are done."""
+        threads = [threading.Thread(target=self._work, name=f"worker-{number}") for number in range(self._concurrency)]
+        for thread in threads:
+            thread.start()
         try:
-            if self._denied is not None:
-                queue.release(claimed)
+            yield
+        finally:
+            # However the loop ended: nothing that is only claimed is begun.
+            self._stopping.set()
+            for _ in threads:
+                self._buffer.put(None)
+            for thread in threads:
+                thread.join()
+
+    def _work(self) -> None:
+        try:
+            while (held := self._next_in_hand()) is not None:
+                try:
+                    self._perform(held)
+                finally:
+                    with self._lock:
+                        self._in_hand -= 1
+                    if self._buffer.qsize() <= self._batch_size // 2:
+                        self._wake.set()
+        finally:
+            connections.close_all()
+
+    def _next_in_hand(self) -> _InHand | None:
+        try:
+            return self._buffer.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            # Idle: the connection goes back, and is checked before its next use.
+            connections.close_all()
+            return self._buffer.get()
+
+    def _perform(self, held: _InHand) -> None:
+        try:
+            if self._may_begin(held):
+                self._work_on(held)
             else:
-                self._work_on(queue, claimed)
+                RELEASED.labels(work=held.queue.name).inc()
+                held.queue.release(held.claimed)
         except DATABASE_TROUBLE as error:
             # The answer is not lost: when the lease has run out, the same key or a look tells it again.
-            logger.warning("database_away", work=queue.name, error=str(error).strip())
+            _put_away(error)
         except Exception:
             # Not even its error could be written down: the row comes back when its lease has run out.
-            logger.exception("could_not_settle", work=queue.name)
-        finally:
-            close_old_connections()
-            with self._lock:
-                self._in_hand -= 1
-            self._wake.set()
+            logger.exception("could_not_settle", work=held.queue.name)
 
-    def _work_on(self, queue: Queue, claimed: Any) -> None:
+    def _may_begin(self, held: _InHand) -> bool:
+        return (
+            not self._stopping.is_set()
+            and time.monotonic() < held.begin_before
+            and not held.queue.is_held_back(held.claimed)
+        )
+
+    def _work_on(self, held: _InHand) -> None:
         try:
-            queue.perform(claimed)
+            held.queue.perform(held.claimed)
         except StaleTransition as error:
-            LATE_SETTLES.labels(work=queue.name).inc()
-            logger.warning("late_settle", work=queue.name, error=error.message)
+            LATE_SETTLES.labels(work=held.queue.name).inc()
+            logger.warning("late_settle", work=held.queue.name, error=error.message)
         except StripeDenied as error:
             self._denied = error
             self.stop()
         except DATABASE_TROUBLE:
             raise
-        except Exception as error:
-            POISON.labels(work=queue.name).inc()
-            logger.exception("unexpected_error", work=queue.name)
+        except Exception as unexpected:
+            POISON.labels(work=held.queue.name).inc()
+            logger.exception("unexpected_error", work=held.queue.name)
+            settle = functools.partial(held.queue.settle_unexpected, held.claimed, unexpected)
             with contextlib.suppress(StaleTransition):
-                queue.settle_unexpected(claimed, error)
+                persistently(settle)
 
     def _raise_if_denied(self) -> None:
         if self._denied is not None:
             raise self._denied
 
 
-class Listener(threading.Thread):
-    """Listens on PostgreSQL's channels on a connection of its own, and reconnects by itself.
+def persistently(write: Callable[[], T]) -> T:
+    """Write an answer down, again and again while the database is away: it was had from Stripe once, at a price.
 
-    A lost notification costs one check interval, never a row.
+    Raises whatever ``write`` raises, and its last error once the database has been away for ``SETTLING_SECONDS``.
     """
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while True:
+        try:
+            return write()
+        except DATABASE_TROUBLE as error:
+            if time.monotonic() >= deadline:
+                raise
+            _put_away(error)
+            time.sleep(DATABASE_PAUSE_SECONDS)
 
-    def __init__(self, channels: Sequence[str], *, on_notification: Any) -> None:
-        super().__init__(name="listener", daemon=True)
-        self._channels = channels
-        self._on_notification = on_notification
-        self._stopping = threading.Event()
-        self._connection: psycopg.Connection[Any] | None = None
 
-    def run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._listen()
-            except (psycopg.Error, OSError) as error:
-                logger.warning("listener_reconnects", error=str(error).strip())
-                self._stopping.wait(DATABASE_PAUSE_SECONDS)
-
-    def _listen(self) -> None:
-        params = connection.get_connection_params()
-        for name in ("cursor_factory", "context", "pool"):
-            params.pop(name, None)
-        with psycopg.connect(**params, autocommit=True) as self._connection:
-            for channel in self._channels:
-                self._connection.execute(f"LISTEN {channel}")
-            # What was written while nobody listened.
-            self._on_notification()
-            while not self._stopping.is_set():
-                for _ in self._connection.notifies(timeout=STOP_CHECK_SECONDS, stop_after=1):
-                    self._on_notification()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join(timeout=5)
+def _put_away(error: Exception) -> None:
+    logger.warning("database_away", error=str(error).strip())
+    # Broken, perhaps; the next statement gets another.
+    connection.close()
 
 
 def identity(name: str) -> str:

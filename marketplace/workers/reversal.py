@@ -1,17 +1,15 @@
 """The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed."""
 
-import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from django.conf import settings
 
 from marketplace import inbox
-from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import (
     CreateRefundAnswer,
-    Denied,
     NotFound,
     RefundCreated,
     RefundsListed,
@@ -21,7 +19,6 @@ from marketplace.gateway.contract import (
     TransferGateway,
     Unknown,
 )
-from marketplace.metrics import ANSWERS
 from marketplace.models import (
     EVENTS_CHANNEL,
     REFUNDING_CHANNEL,
@@ -32,48 +29,29 @@ from marketplace.models import (
 )
 from marketplace.services import leases, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed
-from marketplace.workers.loop import Worker, elapsed_ms, identity
+from marketplace.workers.loop import Worker
+from marketplace.workers.stripe_queue import StripeQueue, attempt
 
 logger = structlog.get_logger(__name__)
 
 
-class ReversalQueue:
+class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
     """Transfers in ``reversal_pending`` that are due."""
 
-    name = "reversal"
+    name = reversals.WORK
     channel = REVERSING_CHANNEL
+    due = reversals.DUE
 
-    def __init__(self, gateway: TransferGateway) -> None:
-        self._gateway = gateway
-        self._actor = identity("reversal worker")
-
-    def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[Claimed]:
-        return reversals.claim(batch_size=batch_size, lease=lease)
+    def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
+        return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
 
     def perform(self, claimed: Claimed) -> None:
-        if not claimed.transfer.stripe_transfer_id:
+        if claimed.transfer.stripe_transfer_id:
+            super().perform(claimed)
+        else:
             reversals.settle_missing_id(claimed, actor=self._actor)
-            return
-        started = time.monotonic()
-        answer = self._ask(claimed)
-        ANSWERS.labels(work=self.name, answer=type(answer).__name__).inc()
-        logger.info(
-            "reversal_answered",
-            transfer=claimed.transfer.pk,
-            stripe_transfer_id=claimed.transfer.stripe_transfer_id,
-            operation_id=str(claimed.reversal.operation_id),
-            generation=claimed.reversal.key_generation,
-            attempt=claimed.transfer.retry_count + 1,
-            answer=type(answer).__name__,
-            request_id=answer.request_id,
-            milliseconds=elapsed_ms(started),
-        )
-        reversals.settle(claimed, answer, actor=self._actor)
-        if isinstance(answer, Denied):
-            raise StripeDenied(answer.message)
 
     def _ask(self, claimed: Claimed) -> ReverseTransferAnswer:
-        """Look where we must, and send where nothing was found. No transaction is open here."""
         if claimed.must_look:
             listed = self._gateway.list_reversals(claimed.transfer.stripe_transfer_id)
             if isinstance(listed, NotFound):
@@ -85,7 +63,8 @@ class ReversalQueue:
             if found is not None:
                 return Reversed(reversal=found)
             if claimed.reversal.stripe_reversal_id:
-                return Unknown(message=f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list")
+                message = f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list"
+                return Unknown(message=message, is_outage=False)
             claimed = reversals.begin_generation(claimed)
         return self._gateway.reverse_transfer(
             claimed.transfer.stripe_transfer_id,
@@ -95,43 +74,35 @@ class ReversalQueue:
             idempotency_key=claimed.reversal.idempotency_key,
         )
 
+    def _settle(self, claimed: Claimed, answer: ReverseTransferAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
+        return reversals.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
+
+    def _describe(self, claimed: Claimed) -> dict[str, Any]:
+        return {
+            "transfer": claimed.transfer.pk,
+            "stripe_transfer_id": claimed.transfer.stripe_transfer_id,
+            "reversal": claimed.reversal.pk,
+            "operation_id": str(claimed.reversal.operation_id),
+            "generation": claimed.reversal.key_generation,
+            "attempt": claimed.transfer.retry_count + 1,
+        }
+
     def settle_unexpected(self, claimed: Claimed, exception: Exception) -> None:
         reversals.settle_unexpected(claimed, exception, actor=self._actor)
 
     def release(self, claimed: Claimed) -> None:
         leases.release(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
 
-    def seconds_until_due(self) -> float | None:
-        return leases.seconds_until_due(SellerTransfer, due="status = 'reversal_pending'")
 
-
-class RefundQueue:
+class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
     """Refunds that Stripe has not answered yet."""
 
-    name = "refund"
+    name = refunds.WORK
     channel = REFUNDING_CHANNEL
+    due = refunds.DUE
 
-    def __init__(self, gateway: TransferGateway) -> None:
-        self._gateway = gateway
-        self._actor = identity("refund worker")
-
-    def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[Refund]:
-        return refunds.claim(batch_size=batch_size, lease=lease)
-
-    def perform(self, claimed: Refund) -> None:
-        answer = self._ask(claimed)
-        ANSWERS.labels(work=self.name, answer=type(answer).__name__).inc()
-        logger.info(
-            "refund_answered",
-            refund=claimed.pk,
-            operation_id=str(claimed.operation_id),
-            attempt=claimed.retry_count + 1,
-            answer=type(answer).__name__,
-            request_id=answer.request_id,
-        )
-        refunds.settle(claimed, answer, actor=self._actor)
-        if isinstance(answer, Denied):
-            raise StripeDenied(answer.message)
+    def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Refund]:
+        return refunds.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
 
     def _ask(self, claimed: Refund) -> CreateRefundAnswer:
         if refunds.must_look(claimed):
@@ -144,14 +115,22 @@ class RefundQueue:
             claimed = refunds.begin_generation(claimed)
         return refunds.ask(claimed, self._gateway)
 
+    def _settle(self, claimed: Refund, answer: CreateRefundAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
+        return refunds.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
+
+    def _describe(self, claimed: Refund) -> dict[str, Any]:
+        return {
+            "refund": claimed.pk,
+            "operation_id": str(claimed.operation_id),
+            "generation": claimed.key_generation,
+            "attempt": claimed.retry_count + 1,
+        }
+
     def settle_unexpected(self, claimed: Refund, exception: Exception) -> None:
         refunds.settle_unexpected(claimed, exception, actor=self._actor)
 
     def release(self, claimed: Refund) -> None:
         leases.release(Refund, claimed.pk, claimed.lease_token)
-
-    def seconds_until_due(self) -> float | None:
-        return leases.seconds_until_due(Refund, due="status = 'requested'")
 
 
 class EventQueue:
@@ -159,9 +138,13 @@ class EventQueue:
 
     name = "event"
     channel = EVENTS_CHANNEL
+    due = inbox.DUE
 
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[WebhookEvent]:
         return inbox.claim(batch_size=batch_size, lease=lease)
+
+    def is_held_back(self, claimed: WebhookEvent) -> bool:  # noqa: ARG002 - applying an event asks nothing of Stripe
+        return False
 
     def perform(self, claimed: WebhookEvent) -> None:
         inbox.apply_again(claimed)
@@ -172,16 +155,15 @@ class EventQueue:
     def release(self, claimed: WebhookEvent) -> None:
         leases.release(WebhookEvent, claimed.pk, claimed.lease_token)
 
-    def seconds_until_due(self) -> float | None:
-        return leases.seconds_until_due(WebhookEvent, due="status = 'failed' AND next_retry_at IS NOT NULL")
-
 
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The reversal worker as configured by ``REVERSAL_*``."""
     return Worker(
         [ReversalQueue(gateway), RefundQueue(gateway), EventQueue()],
+        name="reversal worker",
         concurrency=concurrency or settings.REVERSAL_CONCURRENCY,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
         lease=settings.REVERSAL_LEASE,
+        attempt=attempt(),
         check_interval=settings.REVERSAL_CHECK_INTERVAL,
     )

@@ -8,8 +8,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 
+from marketplace import throttle
 from marketplace.demo import seed
-from marketplace.gateway import stripe_api
 from marketplace.models import Order, OrderItem, Product, Refund, Seller, SellerTransfer
 from marketplace.simulator import StripeSimulator
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
@@ -82,7 +82,7 @@ def test_another_stripe_gets_sellers_of_its_own(run: Run, settings: Any) -> None
     before = set(Seller.objects.values_list("stripe_account_id", flat=True))
     with StripeSimulator(seed="another") as another:
         settings.STRIPE_API_BASE = another.url
-        stripe_api.gateway.cache_clear()
+        throttle.gateway.cache_clear()
         run(*SMALL)
     after = set(Seller.objects.exclude(user=None).values_list("stripe_account_id", flat=True))
     assert len(after) == 3

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 import pytest
 import stripe
 
+from marketplace import throttle
 from marketplace.gateway import stripe_api
 from marketplace.gateway.contract import (
     AccountCreated,
@@ -340,9 +341,10 @@ def test_a_thread_sends_all_its_calls_over_one_connection(scripted: ScriptedServ
     assert scripted.connections == 2
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_process_has_one_gateway_to_the_configured_stripe(gateway: Any, simulator: Any, transfer: str) -> None:
-    assert stripe_api.gateway() is gateway
-    assert isinstance(stripe_api.gateway().retrieve_transfer(transfer), TransferRetrieved)
+    assert throttle.gateway() is throttle.gateway()
+    assert isinstance(throttle.gateway().retrieve_transfer(transfer), TransferRetrieved)
 
 
 def test_without_a_key_stripe_is_asked_and_says_no(simulator: Any) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -19,10 +20,11 @@ from structlog.testing import capture_logs
 
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
 from marketplace.models import SellerTransfer
-from marketplace.services import refunds, transfers
+from marketplace.services import leases, refunds, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import reversal, transfer_retry
-from marketplace.workers.loop import Listener, Worker
+from marketplace.workers.listener import Listener
+from marketplace.workers.loop import Worker
 from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
 from tests.services.test_refunds import facts
 from tests.workers.conftest import CREATE, REVERSE, drain
@@ -38,12 +40,15 @@ class Rows:
 
     name = "rows"
     channel = "veza_test_rows"
+    # The database knows of none: they come by notification, or by the first look.
+    due = leases.Due(model=SellerTransfer, condition="FALSE")
 
     def __init__(self, rows: Sequence[int] = (), perform: Callable[[int], None] = lambda _row: None) -> None:
         self.waiting = list(rows)
         self.performed: list[int] = []
         self.released: list[int] = []
         self.kept: list[tuple[int, str]] = []
+        self.held_back: set[int] = set()
         self.claims = 0
         self._perform = perform
 
@@ -62,16 +67,24 @@ class Rows:
     def release(self, row: int) -> None:
         self.released.append(row)
 
-    def seconds_until_due(self) -> float | None:
-        return None
+    def is_held_back(self, row: int) -> bool:
+        return row in self.held_back
 
 
-def worker(*queues: Any, concurrency: int = 2, batch_size: int = 10, check_interval: float = 60) -> Worker:
+def worker(
+    *queues: Any,
+    concurrency: int = 2,
+    batch_size: int = 10,
+    check_interval: float = 60,
+    attempt: timedelta = timedelta(minutes=1),
+) -> Worker:
     return Worker(
         queues,
+        name="a worker",
         concurrency=concurrency,
         batch_size=batch_size,
         lease=timedelta(minutes=5),
+        attempt=attempt,
         check_interval=timedelta(seconds=check_interval),
     )
 
@@ -100,17 +113,30 @@ def test_once_does_all_that_is_due_however_small_the_batch() -> None:
     assert sorted(rows.performed) == list(range(25))
 
 
-def test_no_more_is_claimed_than_there_are_free_threads() -> None:
+def test_a_little_is_claimed_ahead_of_the_threads_and_no_more() -> None:
     most = 0
 
-    class Counting(Rows):
-        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
-            nonlocal most
-            most = max(most, batch_size)
-            return super().claim(batch_size=batch_size, lease=lease)
+    def perform(_row: int) -> None:
+        nonlocal most
+        most = max(most, 1000 - len(rows.waiting) - len(rows.performed))
 
-    worker(Counting(range(20)), concurrency=3, batch_size=100).run_once()
-    assert most == 3
+    rows = Rows(range(1000), perform)
+    worker(rows, concurrency=3, batch_size=10).run_once()
+    # Two in the other threads, this one, and at most a batch and a half.
+    assert 3 < most <= 18
+
+
+def test_a_row_whose_lease_would_end_during_the_attempt_is_given_back() -> None:
+    rows = Rows([1, 2])
+    worker(rows, attempt=timedelta(minutes=6)).run_once()
+    assert (rows.performed, sorted(rows.released)) == ([], [1, 2])
+
+
+def test_a_row_that_its_queue_holds_back_is_given_back() -> None:
+    rows = Rows([1, 2])
+    rows.held_back = {2}
+    worker(rows).run_once()
+    assert (rows.performed, rows.released) == ([1], [2])
 
 
 def test_a_slow_call_does_not_hold_up_the_others() -> None:
@@ -225,7 +251,7 @@ def test_rows_claimed_before_the_refusal_and_not_begun_are_released() -> None:
 
 
 def with_queue(made: Worker, queue: Rows) -> Worker:
-    made._queues = [queue]
+    made._watched[0].queue = queue
     return made
 
 
@@ -239,34 +265,44 @@ def test_a_stopped_worker_claims_nothing() -> None:
 
 
 def test_the_worker_wakes_on_a_notification(running: Callable[[Worker], threading.Thread]) -> None:
-    done = threading.Event()
-    claimed_once = threading.Event()
+    done, first_claim, second_claim = threading.Event(), threading.Event(), threading.Event()
 
-    class Watched(Rows):
-        def seconds_until_due(self) -> float | None:
-            claimed_once.set()
-            return None
+    class Seen(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            (second_claim if first_claim.is_set() else first_claim).set()
+            return super().claim(batch_size=batch_size, lease=lease)
 
-    rows = Watched(perform=lambda _row: done.set())
+    rows = Seen(perform=lambda _row: done.set())
     # Its next look of its own would be in an hour.
     running(worker(rows, check_interval=3600))
-    assert claimed_once.wait(PATIENCE)
+    # The listener's: what was written while nobody listened.
+    assert first_claim.wait(PATIENCE)
     rows.waiting.append(1)
+    assert not second_claim.is_set()
     with connection.cursor() as cursor:
         cursor.execute("NOTIFY veza_test_rows")
     assert done.wait(PATIENCE)
 
 
-def test_the_worker_looks_again_when_the_next_row_comes_due(running: Callable[[Worker], threading.Thread]) -> None:
-    done = threading.Event()
+def test_a_notification_of_a_later_time_wakes_the_worker_then(running: Callable[[Worker], threading.Thread]) -> None:
+    made = worker(Rows(), check_interval=3600)
+    made.notify("veza_test_rows", 50.0)
+    made.notify("veza_test_rows", 70.0)
+    made.notify("veza_another", 1.0)
+    began = time.monotonic()
+    made._claim_what_is_due()
+    (watched,) = made._watched
+    assert 49 < watched.due_at - began < 51
+    assert watched.queue.claims == 0  # type: ignore[attr-defined]
 
-    class Due(Rows):
-        def seconds_until_due(self) -> float | None:
-            self.waiting = [1]
-            return 0.01
 
-    running(worker(Due(perform=lambda _row: done.set()), check_interval=3600))
-    assert done.wait(PATIENCE)
+def test_the_worker_looks_again_when_the_next_row_comes_due(
+    at_stripe: Make, gateway: Any, running: Callable[[Worker], threading.Thread]
+) -> None:
+    transfer = at_stripe()
+    SellerTransfer.objects.filter(pk=transfer.pk).update(next_retry_at=Now() + timedelta(milliseconds=300))
+    running(reversal.worker(gateway, concurrency=1))
+    wait_for(transfer, TransferStatus.REVERSED)
 
 
 def test_the_worker_comes_back_when_the_database_does(
@@ -289,15 +325,14 @@ def test_the_worker_comes_back_when_the_database_does(
 def test_the_listener_reconnects_and_wakes_the_worker(
     unblocked_database: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("marketplace.workers.loop.DATABASE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("marketplace.workers.listener.RECONNECT_SECONDS", 0.01)
     woken = threading.Semaphore(0)
-    listener = Listener(["veza_test_rows"], on_notification=woken.release)
+    listener = Listener(["veza_test_rows"], on_notification=lambda _channel, _seconds: woken.release())
     listener.start()
     try:
         assert woken.acquire(timeout=PATIENCE)
-        assert listener._connection is not None
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s)", [listener._connection.info.backend_pid])
+            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%%LISTEN veza_%%'")
         assert woken.acquire(timeout=PATIENCE), "it did not come back"
     finally:
         listener.stop()

@@ -6,8 +6,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from marketplace.demo import ground, seed, terminal
 from marketplace.demo.ground import CannotGoOn
-from marketplace.gateway.stripe_api import gateway
 from marketplace.management.worker_command import whole_number
+from marketplace.throttle import gateway
 
 DEFAULTS = seed.Wanted()
 

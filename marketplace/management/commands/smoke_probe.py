@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from marketplace.demo import ground, probe, terminal
 from marketplace.demo.ground import CannotGoOn
 from marketplace.demo.probe import ProbeFailed
-from marketplace.gateway.stripe_api import gateway
+from marketplace.throttle import gateway
 from veza.env import DURATION_ACCEPTED, parse_duration
 
 

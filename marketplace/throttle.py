@@ -1,0 +1,271 @@
+"""How fast we may ask Stripe, and when not at all: agreed by all workers, on any number of hosts, through PostgreSQL.
+
+The request allowance stands before every single HTTP request, and belongs to the gateway. The circuit breaker decides
+which rows are claimed and what a failure costs, and belongs to the queues: it is asked by ``services``.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import connection
+
+from marketplace.errors import DATABASE_TROUBLE, NotNow
+from marketplace.gateway import stripe_api
+from marketplace.metrics import ALLOWANCE_SECONDS, BREAKER_OPENED, SLOWED
+
+logger = structlog.get_logger(__name__)
+
+# --- The request allowance --------------------------------------------------------------------------------------------
+
+# Departures are spaced by 1 / (rate · UTILISATION). So many a second fit into no window of one second as long as each
+# leaves less late than the slack this makes: (1 / 0.965 - 1) s = 36 ms, of which the way to Stripe gets 6.
+UTILISATION = 0.965
+LATEST_DEPARTURE = 0.030
+# Longer than this no call waits for its turn: its row comes again instead. Part of an attempt's length (see checks).
+LONGEST_WAIT = timedelta(seconds=5)
+# After a 429: this much pause, then twice the spacing; half of what was added is forgotten in so many seconds.
+PAUSE_SECONDS = 1
+SLOWER = 2
+SLOWEST = 32
+HALF_FORGOTTEN_SECONDS = 10
+
+
+class RequestAllowance:
+    """At most ``rate`` requests in any one second to each endpoint of Stripe, by all processes on this database.
+
+    Each request gets a departure time of its own. A process under load takes several at once, so that the database is
+    asked about twice a second and not for every request. Safe to share between threads.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._spacing = 1 / (rate * UTILISATION)
+        # Departures that are ours and not used yet, on this process's monotonic clock.
+        self._departures: dict[str, deque[float]] = defaultdict(deque)
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._waiting: dict[str, int] = defaultdict(int)
+
+    def enter(self, endpoint: str) -> None:
+        """Wait until a request may leave for ``endpoint``.
+
+        Raises:
+            NotNow: it would have to wait too long, or the database that hands out the turns is away.
+
+        """
+        with ALLOWANCE_SECONDS.time(), self._counted(endpoint):
+            while True:
+                departure = self._next_departure(endpoint)
+                time.sleep(max(departure - time.monotonic(), 0))
+                # Who overslept gives the turn up: leaving late, next to the following ones, would break the promise.
+                if time.monotonic() - departure <= LATEST_DEPARTURE:
+                    return
+
+    def limited(self, endpoint: str, reason: str) -> None:
+        """Stripe answered 429 with this ``Stripe-Rate-Limited-Reason``: all workers slow down.
+
+        ``global-…`` is for all endpoints; ``resource-specific`` is the matter of one object, whose row waits anyway.
+        """
+        SLOWED.labels(reason=reason if reason in REASONS else "other").inc()
+        if reason == "resource-specific":
+            return
+        self._departures[endpoint].clear()
+        everywhere = reason.startswith("global-")
+        logger.warning("rate_limited", endpoint="all" if everywhere else endpoint, reason=reason)
+        params: list[Any] = [SLOWER, SLOWEST, PAUSE, everywhere, endpoint, PAUSE]
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"""
+                    UPDATE marketplace_requestallowance AS a
+                    SET slowness = LEAST({SLOWNESS} * %s, %s),
+                        slowed_at = clock_timestamp(),
+                        next_free_at = GREATEST(a.next_free_at, clock_timestamp() + %s)
+                    WHERE (%s OR a.endpoint = %s)
+                      AND (a.slowed_at IS NULL OR a.slowed_at < clock_timestamp() - %s)
+                    """,  # noqa: S608 - a constant of this module
+                    params,
+                )
+        except DATABASE_TROUBLE:
+            connection.close()
+
+    @contextmanager
+    def _counted(self, endpoint: str) -> Iterator[None]:
+        self._waiting[endpoint] += 1
+        try:
+            yield
+        finally:
+            self._waiting[endpoint] -= 1
+
+    def _next_departure(self, endpoint: str) -> float:
+        with self._locks[endpoint]:
+            departures = self._departures[endpoint]
+            while departures and departures[0] < time.monotonic() - LATEST_DEPARTURE:
+                departures.popleft()
+            if not departures:
+                # As many as wait here now will be needed soon; never for more than half a second.
+                departures.extend(self._reserve(endpoint, max(min(self._waiting[endpoint], self._rate // 2), 1)))
+            return departures.popleft()
+
+    def _reserve(self, endpoint: str, count: int) -> list[float]:
+        spacing = timedelta(seconds=self._spacing)
+        params: list[Any] = [endpoint, count, spacing, spacing, count, spacing, LONGEST_WAIT]
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"""
+                    INSERT INTO marketplace_requestallowance AS a (endpoint, next_free_at, spacing, slowness)
+                    VALUES (%s, clock_timestamp() + %s * %s, %s, 1)
+                    ON CONFLICT (endpoint) DO UPDATE
+                    SET (next_free_at, spacing) = (
+                        SELECT GREATEST(a.next_free_at, clock_timestamp()) + %s * s.spacing, s.spacing
+                        FROM (SELECT %s * {SLOWNESS} AS spacing) AS s
+                    )
+                    WHERE a.next_free_at < clock_timestamp() + %s
+                    RETURNING EXTRACT(EPOCH FROM next_free_at - clock_timestamp()), EXTRACT(EPOCH FROM spacing)
+                    """,  # noqa: S608 - a constant of this module
+                    params,
+                )
+                row = cursor.fetchone()
+        except DATABASE_TROUBLE as error:
+            connection.close()
+            raise NotNow("the database that hands out the turns is away", seconds=1) from error
+        if row is None:
+            raise NotNow("too many requests wait for their turn", seconds=LONGEST_WAIT.total_seconds())
+        after_last, spacing_used = float(row[0]), float(row[1])
+        # Counted from when the reply came: late by its way, never early.
+        now = time.monotonic()
+        return [now + after_last - (count - number) * spacing_used for number in range(count)]
+
+
+# How many times the configured spacing holds now.
+SLOWNESS = (
+    "(1 + (a.slowness - 1) * power(0.5, LEAST(GREATEST(COALESCE("
+    f"EXTRACT(EPOCH FROM clock_timestamp() - a.slowed_at), 0), 0) / {HALF_FORGOTTEN_SECONDS}, 100))::float8)"
+)
+PAUSE = timedelta(seconds=PAUSE_SECONDS)
+REASONS = frozenset({"global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific"})
+
+
+@cache
+def gateway() -> stripe_api.StripeGateway:
+    """The process's gateway to the configured Stripe, under the allowance that all processes share."""
+    rate = settings.STRIPE_MAX_REQUESTS_PER_SECOND
+    return stripe_api.connect(gate=RequestAllowance(rate) if rate else None)
+
+
+# --- The circuit breaker ----------------------------------------------------------------------------------------------
+
+# Stripe failed for so many different sellers (or orders), with no success between: not the matter of one of them.
+OPENS_AFTER = 5
+# Between two probes of a Stripe that fails: 5, 10, 15, 15 … seconds.
+PROBE_INTERVAL = timedelta(seconds=5)
+LARGEST_PROBE_INTERVAL = timedelta(seconds=15)
+
+
+def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool, error: str) -> bool:
+    """Stripe gave no answer, or one of a fault of its own. Whether the breaker is open now: then nothing is spent.
+
+    ``whom`` is the seller (or order) concerned; ``everyone``: a question that concerns none of them failed as well.
+    Part of the settling transaction.
+    """
+    params: dict[str, Any] = {
+        "work": work,
+        "channel": channel,
+        "whom": whom,
+        "everyone": everyone,
+        "is_probe": is_probe,
+        "error": error[:500],
+        "interval": PROBE_INTERVAL,
+        "largest": LARGEST_PROBE_INTERVAL,
+        "opens_after": OPENS_AFTER,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO marketplace_circuitbreaker AS b
+                (work, channel, failing, opened_at, next_probe_at, probes, last_error)
+            VALUES (
+                %(work)s, %(channel)s, ARRAY[%(whom)s]::varchar[],
+                CASE WHEN %(everyone)s THEN statement_timestamp() END,
+                CASE WHEN %(everyone)s THEN statement_timestamp() + %(interval)s END, 0, %(error)s
+            )
+            ON CONFLICT (work) DO UPDATE
+            SET (failing, opened_at, next_probe_at, probes, last_error) = (
+                SELECT e.failing,
+                    CASE WHEN e.is_open THEN COALESCE(b.opened_at, statement_timestamp()) END,
+                    CASE
+                        WHEN b.opened_at IS NOT NULL AND NOT %(is_probe)s THEN b.next_probe_at
+                        WHEN e.is_open THEN statement_timestamp() + LEAST(
+                            %(interval)s * power(2, LEAST(GREATEST(b.probes - 1, 0), 10)), %(largest)s
+                        )
+                    END,
+                    CASE WHEN b.opened_at IS NULL THEN 0 ELSE b.probes END,
+                    %(error)s
+                FROM (
+                    SELECT k.failing,
+                        b.opened_at IS NOT NULL OR %(everyone)s OR cardinality(k.failing) >= %(opens_after)s AS is_open
+                    FROM (
+                        SELECT CASE WHEN %(whom)s = ANY (b.failing) OR cardinality(b.failing) >= %(opens_after)s
+                            THEN b.failing ELSE b.failing || %(whom)s::varchar END AS failing
+                    ) AS k
+                ) AS e
+            )
+            RETURNING opened_at IS NOT NULL, opened_at = statement_timestamp()
+            """,
+            params,
+        )
+        is_open, has_just_opened = cursor.fetchone()
+    if has_just_opened:
+        BREAKER_OPENED.labels(work=work).inc()
+        logger.error("breaker_opened", work=work, everyone=everyone, error=error[:500])
+    return bool(is_open)
+
+
+# Used inside the statement that settles a success, too. Each success outweighs one failure, or closes the breaker.
+SUCCEEDED_SQL = """
+    UPDATE marketplace_circuitbreaker
+    SET failing = CASE WHEN opened_at IS NULL THEN failing[2:] ELSE '{}' END,
+        opened_at = NULL, next_probe_at = NULL, probes = 0
+    WHERE work = %(work)s AND failing <> '{}'
+"""
+
+
+def succeeded(work: str) -> None:
+    """Stripe answered, whatever it said. Part of the settling transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(SUCCEEDED_SQL, {"work": work})
+
+
+def take_probe(work: str, *, lease: timedelta) -> bool:
+    """Whether the breaker is open and the caller may try one row now; no other worker may, within ``lease``."""
+    params: list[Any] = [lease, work]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE marketplace_circuitbreaker
+            SET next_probe_at = statement_timestamp() + %s, probes = probes + 1
+            WHERE work = %s AND opened_at IS NOT NULL AND next_probe_at <= statement_timestamp()
+            """,
+            params,
+        )
+        return bool(cursor.rowcount == 1)
+
+
+def give_probe_back(work: str) -> None:
+    """No row was there to try: the next that comes need not wait for the lease."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE marketplace_circuitbreaker SET next_probe_at = statement_timestamp(), probes = probes - 1
+            WHERE work = %s AND opened_at IS NOT NULL AND probes > 0
+            """,
+            [work],
+        )

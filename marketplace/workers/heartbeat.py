@@ -1,0 +1,53 @@
+"""The row by which a running worker shows that it lives."""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.db.models.functions import Now
+
+from marketplace.models import WorkerHeartbeat
+from marketplace.selectors import HEARTBEAT_INTERVAL
+
+# A row that nobody has refreshed for so long only says that a worker died without a word.
+KEPT = timedelta(days=1)
+
+
+class Heartbeat:
+    """Writes the row every ``HEARTBEAT_INTERVAL``: one statement. Not safe to share between threads."""
+
+    def __init__(self, name: str, queues: Sequence[str], *, concurrency: int) -> None:
+        # Two workers of one host, or one that follows another under the same process number, are two.
+        self._identity = f"{name} on {socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex[:8]}"
+        self._queues = list(queues)
+        self._concurrency = concurrency
+        # Monotonic.
+        self.next_at = 0.0
+
+    def beat(self, *, in_hand: int) -> None:
+        """Write the row if it is time to."""
+        now = time.monotonic()
+        if now < self.next_at:
+            return
+        changing = {"in_hand": in_hand, "seen_at": Now()}
+        if not self.next_at or not WorkerHeartbeat.objects.filter(pk=self._identity).update(**changing):
+            self._create(in_hand)
+        self.next_at = now + HEARTBEAT_INTERVAL.total_seconds()
+
+    def _create(self, in_hand: int) -> None:
+        WorkerHeartbeat.objects.filter(seen_at__lt=Now() - KEPT).delete()
+        WorkerHeartbeat.objects.create(
+            identity=self._identity,
+            queues=self._queues,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            concurrency=self._concurrency,
+            in_hand=in_hand,
+        )
+
+    def stop(self) -> None:
+        """The worker ends: its row goes at once, so that nobody counts on it."""
+        WorkerHeartbeat.objects.filter(pk=self._identity).delete()

@@ -1,0 +1,114 @@
+"""What all queues share whose work is a call at Stripe: the breaker, the log lines, the settle that persists."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+from django.conf import settings
+
+from marketplace import throttle
+from marketplace.errors import StripeDenied
+from marketplace.gateway.contract import Denied, TransferGateway
+from marketplace.metrics import ANSWERS, SETTLE_SECONDS
+from marketplace.services import leases, outcomes
+from marketplace.workers.loop import SETTLING_SECONDS, elapsed_ms, identity, persistently
+
+logger = structlog.get_logger(__name__)
+
+# At most, in one attempt: look for an earlier one, send, and on a refusal read the transfer and its reversals; or look,
+# send, and ask whether Stripe is down.
+CALLS_PER_ATTEMPT = 4
+# For a thread that is slow to begin, and for all that is not waiting.
+ATTEMPT_MARGIN = timedelta(seconds=10)
+
+
+def attempt() -> timedelta:
+    """How long one piece of work may take: its calls with their timeouts and turns, and a settle that persists."""
+    call = settings.STRIPE_CONNECT_TIMEOUT + settings.STRIPE_READ_TIMEOUT + throttle.LONGEST_WAIT
+    length: timedelta = call * CALLS_PER_ATTEMPT + timedelta(seconds=SETTLING_SECONDS) + ATTEMPT_MARGIN
+    return length
+
+
+class Row(Protocol):
+    """What is claimed."""
+
+    @property
+    def is_probe(self) -> bool: ...
+
+
+R = TypeVar("R", bound=Row)
+A = TypeVar("A")
+
+
+class StripeQueue(ABC, Generic[R, A]):
+    name: str
+    channel: str
+    due: leases.Due
+
+    def __init__(self, gateway: TransferGateway) -> None:
+        self._gateway = gateway
+        self._actor = identity(f"{self.name} worker")
+        self._events = {step: f"{self.name}_{step}" for step in ("answered", "settled")}
+        # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
+        self._is_breaker_open = False
+
+    @abstractmethod
+    def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[R]: ...
+
+    @abstractmethod
+    def _ask(self, claimed: R) -> A:
+        """Look where we must, and send where nothing was found. No transaction is open here."""
+
+    @abstractmethod
+    def _settle(self, claimed: R, answer: A, *, stripe_is_down: bool) -> outcomes.Settled: ...
+
+    @abstractmethod
+    def _describe(self, claimed: R) -> dict[str, Any]:
+        """For the log: which row, which operation, which attempt."""
+
+    def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[R]:
+        """Due rows; or, while the breaker is open, one row that may ask whether Stripe is back."""
+        rows = self._claim(batch_size=batch_size, lease=lease)
+        if rows:
+            self._is_breaker_open = False
+        elif throttle.take_probe(self.name, lease=attempt()):
+            rows = self._claim(batch_size=1, lease=lease, past_breaker=True)
+            if not rows:
+                throttle.give_probe_back(self.name)
+        return rows
+
+    def is_held_back(self, claimed: R) -> bool:
+        return self._is_breaker_open and not claimed.is_probe
+
+    def perform(self, claimed: R) -> None:
+        started = time.monotonic()
+        answer = self._ask(claimed)
+        said = type(answer).__name__
+        ANSWERS.labels(work=self.name, answer=said).inc()
+        described = self._describe(claimed)
+        logger.info(
+            self._events["answered"],
+            **described,
+            answer=said,
+            request_id=getattr(answer, "request_id", ""),
+            milliseconds=elapsed_ms(started),
+        )
+        stripe_is_down = self._is_stripe_down(claimed, answer)
+        answered = time.monotonic()
+        settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
+        SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
+        logger.info(self._events["settled"], **described, status=settled.status, milliseconds=elapsed_ms(answered))
+        self._is_breaker_open = settled.is_breaker_open
+        if claimed.is_probe:
+            logger.warning("breaker_probed", work=self.name, answer=said, is_open=settled.is_breaker_open)
+        if isinstance(answer, Denied):
+            raise StripeDenied(answer.message)
+
+    def _is_stripe_down(self, claimed: R, answer: A) -> bool:
+        """Whether a question that has nothing to do with this row fails as well. Not asked where it is known."""
+        if not outcomes.is_outage(answer) or claimed.is_probe or self._is_breaker_open:
+            return False
+        return outcomes.is_outage(self._gateway.retrieve_balance())
