@@ -1,13 +1,22 @@
 """Afterwards: is everything done, once, for the right sum, and nothing left in anybody's hands?"""
 
+import time
 from collections import Counter
 from typing import Any
 
 from django.db import connection
 from django.db.models import Q
 
-from marketplace.models import Refund, SellerTransfer, TransferReversal
+from marketplace.models import (
+    REFUNDING_CHANNEL,
+    REVERSING_CHANNEL,
+    SENDING_CHANNEL,
+    Refund,
+    SellerTransfer,
+    TransferReversal,
+)
 from marketplace.states import RefundStatus, ReversalStatus, TransferStatus
+from tests.death.processes import wait_until
 
 DUE = {
     "marketplace_sellertransfer": "status IN ('pending', 'failed', 'reversal_pending')",
@@ -36,6 +45,25 @@ def let_leases_run_out() -> None:
             cursor.execute(
                 f"UPDATE {table} SET lease_expires_at = statement_timestamp() WHERE lease_token IS NOT NULL"  # noqa: S608
             )
+
+
+def wait_for_all_work(*, patience: float = 60) -> None:
+    """Until living workers have finished everything. Meanwhile leases keep running out, and what is due is told of, as
+    it is whenever any other row becomes due.
+    """
+    next_nudge = 0.0
+
+    def is_done() -> bool:
+        nonlocal next_nudge
+        if time.monotonic() > next_nudge:
+            let_leases_run_out()
+            with connection.cursor() as cursor:
+                for channel in (SENDING_CHANNEL, REVERSING_CHANNEL, REFUNDING_CHANNEL):
+                    cursor.execute("SELECT pg_notify(%s, '0')", [channel])
+            next_nudge = time.monotonic() + 1
+        return not open_work()
+
+    wait_until(is_done, lambda: f"all to be done: {open_work()}", patience=patience)
 
 
 def open_work() -> Counter[str]:

@@ -1,14 +1,18 @@
 """Real worker processes on the tests' database, the simulator over a wire that can be cut, and rows for them."""
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connection
 
 from tests.conftest import database_url
+from tests.death.postgres import Server, in_place_of_the_tests_database, small_disk
 from tests.death.processes import Nursery
 from tests.death.wire import Wire
 
@@ -48,6 +52,45 @@ def workers(the_nursery: Nursery, transactional_db: None, simulator: Any) -> Ite
 def settings_for(stripe: str) -> dict[str, Any]:
     """Where Stripe is, and no allowance: what is tested here is not how fast."""
     return {"STRIPE_API_BASE": stripe, "STRIPE_MAX_REQUESTS_PER_SECOND": 0}
+
+
+@pytest.fixture(scope="session")
+def the_server(django_db_setup: None) -> Iterator[Server]:
+    """A PostgreSQL that may be killed, on a disk that may be filled where we may mount one."""
+    with tempfile.TemporaryDirectory(prefix="veza-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with small_disk(folder, megabytes=320) as is_small:
+            server = Server(folder, is_on_a_small_disk=is_small)
+            server.start()
+            try:
+                server.create_database()
+                yield server
+            finally:
+                if server.is_running:
+                    server.kill()
+
+
+@pytest.fixture(scope="session")
+def the_servers_nursery(the_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    with Nursery(environment(the_server.url), tmp_path_factory.mktemp("workers")) as nursery:
+        assert nursery.start("migrate", "--verbosity=0").wait() == 0
+        yield nursery
+
+
+@pytest.fixture
+def server(the_server: Server, the_servers_nursery: Nursery, django_db_blocker: Any) -> Iterator[Server]:
+    """Empty, and in the place of the tests' database for this test."""
+    with django_db_blocker.unblock(), in_place_of_the_tests_database(the_server):
+        call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
+        yield the_server
+
+
+@pytest.fixture
+def its_workers(server: Server, the_servers_nursery: Nursery, simulator: Any) -> Iterator[Nursery]:
+    """As ``workers``, on the PostgreSQL that may be killed."""
+    the_servers_nursery.settings = settings_for(simulator.url)
+    with the_servers_nursery.ending_what_is_left():
+        yield the_servers_nursery
 
 
 @pytest.fixture
