@@ -14,6 +14,8 @@ from django.db import connection
 
 logger = structlog.get_logger(__name__)
 
+# For who looks into pg_stat_activity.
+APPLICATION_NAME = "veza listener"
 # After the database was away: soon, but not in a busy loop.
 RECONNECT_SECONDS = 1.0
 # How long the listener may take to see that it should stop; it costs a wake-up of the thread, no statement.
@@ -45,8 +47,10 @@ class Listener(threading.Thread):
                 self._listen()
             except (psycopg.Error, OSError) as error:
                 logger.warning("listener_reconnects", error=str(error).strip())
-                self.longest_silence = DEAF_CHECK_SECONDS
                 self._stopping.wait(RECONNECT_SECONDS)
+            finally:
+                # Also where this thread ends by an error of our own: nobody may rely on it.
+                self.longest_silence = DEAF_CHECK_SECONDS
 
     def _listen(self) -> None:
         with _connect() as connected:
@@ -66,7 +70,8 @@ class Listener(threading.Thread):
         connected.execute(f"NOTIFY {own}")
         deadline = time.monotonic() + HEARING_SECONDS
         while time.monotonic() < deadline and not self._stopping.is_set():
-            for heard in connected.notifies(timeout=STOP_CHECK_SECONDS, stop_after=1):
+            # As a list: while it is read the connection is locked.
+            for heard in list(connected.notifies(timeout=STOP_CHECK_SECONDS, stop_after=1)):
                 if heard.channel == own:
                     connected.execute(f"UNLISTEN {own}")
                     return True
@@ -89,8 +94,8 @@ class Listener(threading.Thread):
 
 def _connect() -> psycopg.Connection[Any]:
     if settings.DATABASE_LISTEN_URL:
-        return psycopg.connect(settings.DATABASE_LISTEN_URL, autocommit=True)
+        return psycopg.connect(settings.DATABASE_LISTEN_URL, autocommit=True, application_name=APPLICATION_NAME)
     params = connection.get_connection_params()
     for name in ("cursor_factory", "context", "pool"):
         params.pop(name, None)
-    return psycopg.connect(**params, autocommit=True)
+    return psycopg.connect(**{**params, "application_name": APPLICATION_NAME}, autocommit=True)
