@@ -35,19 +35,27 @@ def healthz(_request: HttpRequest) -> JsonResponse:
 @require_safe
 def readyz(_request: HttpRequest) -> JsonResponse:
     """The process can do its work; otherwise 503 and which check fails."""
-    checks = {"database": "ok", "migrations": "ok"}
+    checks = {"database": "ok", "migrations": "ok", "workers": "ok"}
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         executor = MigrationExecutor(connection)
         waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        deserted = [] if waiting else selectors.queues_without_worker()
     except (DatabaseError, InterfaceError) as error:
         logger.error("not_ready", check="database", error=type(error).__name__)  # noqa: TRY400 - the name says all
-        checks = {"database": f"does not answer ({type(error).__name__})", "migrations": "unknown"}
+        checks = {
+            "database": f"does not answer ({type(error).__name__})",
+            "migrations": "unknown",
+            "workers": "unknown",
+        }
     else:
         if waiting:
             checks["migrations"] = f"{len(waiting)} not applied, first {waiting[0][0]}"
             logger.error("not_ready", check="migrations", waiting=len(waiting))
+        if deserted:
+            checks["workers"] = f"rows are due and no worker lives for {', '.join(deserted)}"
+            logger.error("not_ready", check="workers", queues=deserted)
     is_ready = set(checks.values()) == {"ok"}
     return JsonResponse(
         {"status": "ok" if is_ready else "unavailable", "checks": checks}, status=200 if is_ready else 503
@@ -106,6 +114,26 @@ class DatabaseCollector(Collector):
             events.add_metric([status], count)
         yield events
         yield self._oldest_due(timezone.now())
+        yield from self._workers()
+
+    def _workers(self) -> Iterator[GaugeMetricFamily]:
+        living = GaugeMetricFamily("veza_workers", "Workers that showed a sign of life lately.", labels=["work"])
+        for work, count in selectors.living_workers().items():
+            living.add_metric([work], count)
+        yield living
+        breakers = GaugeMetricFamily(
+            "veza_breaker_open",
+            "1 while Stripe is taken to fail for everyone, and rows are held back.",
+            labels=["work"],
+        )
+        for work, is_open in selectors.breakers().items():
+            breakers.add_metric([work], float(is_open))
+        yield breakers
+        yield GaugeMetricFamily(
+            "veza_oldest_snapshot_seconds",
+            "Age of the oldest transaction that keeps vacuum from cleaning up: claims become slow behind it.",
+            value=selectors.oldest_snapshot_seconds(),
+        )
 
     def _oldest_due(self, now: datetime) -> GaugeMetricFamily:
         family = GaugeMetricFamily(

@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.db import connection
 from django.db.models import Count, Min, Model, Sum
 from django.db.models.functions import Now
 
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent, WorkerHeartbeat
+from marketplace.models import (
+    CircuitBreaker,
+    Order,
+    Refund,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+    WorkerHeartbeat,
+)
 from marketplace.states import EventStatus, RefundStatus, TransferStatus
 
 
@@ -53,15 +63,50 @@ DEAD_AFTER = 3 * HEARTBEAT_INTERVAL
 
 
 def queues_without_worker() -> list[str]:
-    """The queues in which rows are due while no living worker serves them, by the database's clock."""
-    alive = WorkerHeartbeat.objects.filter(seen_at__gt=Now() - DEAD_AFTER)
-    served = {name for queues in alive.values_list("queues", flat=True) for name in queues}
+    """The queues in which rows are due while no living worker serves them, by the database's clock.
+
+    A queue whose workers are switched off on purpose does not count.
+    """
+    served = living_workers()
     return [
         name
         for name, (model, statuses) in QUEUES.items()
-        if SERVED_AS[name] not in served
+        if not served[SERVED_AS[name]]
+        and getattr(settings, "TRANSFER_RETRY_ENABLED" if name == "sending" else "REVERSAL_WORKER_ENABLED")
         and model._default_manager.filter(status__in=statuses, next_retry_at__lte=Now()).exists()
     ]
+
+
+def oldest_snapshot_seconds() -> float:
+    """For how long the oldest transaction of this database has kept old row versions alive; 0 where none does.
+
+    While one stays open, vacuum cannot clean up behind the claims, and each claim has to step over more and more.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
+            WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+            """
+        )
+        (seconds,) = cursor.fetchone()
+    return float(seconds)
+
+
+def breakers() -> dict[str, bool]:
+    """Whether Stripe is taken to fail for everyone, by kind of work."""
+    opened = set(CircuitBreaker.objects.filter(opened_at__isnull=False).values_list("work", flat=True))
+    return {work: work in opened for work in SERVED_AS.values() if work != "event"}
+
+
+def living_workers() -> dict[str, int]:
+    """How many workers serve each kind of work, by the database's clock."""
+    alive = WorkerHeartbeat.objects.filter(seen_at__gt=Now() - DEAD_AFTER)
+    counts = dict.fromkeys(SERVED_AS.values(), 0)
+    for queues in alive.values_list("queues", flat=True):
+        for name in queues:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
 
 
 def tallies(model: type[Model]) -> list[Tally]:

@@ -72,6 +72,12 @@ def database_url() -> str:
     return f"postgres://{login}{host}{f':{port}' if port else ''}/{described['dbname']}"
 
 
+def plain_parameters() -> dict[str, Any]:
+    """The same for ``psycopg.connect``: a connection beside Django's."""
+    params = connection.get_connection_params()
+    return {name: params[name] for name in ("dbname", "user", "host", "port", "password") if name in params}
+
+
 @pytest.fixture
 def unblocked_database(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """For threads that a test starts: they may use the database too."""

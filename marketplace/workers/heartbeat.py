@@ -7,13 +7,19 @@ import uuid
 from collections.abc import Sequence
 from datetime import timedelta
 
+import structlog
 from django.db.models.functions import Now
 
+from marketplace import selectors
 from marketplace.models import WorkerHeartbeat
 from marketplace.selectors import HEARTBEAT_INTERVAL
 
 # A row that nobody has refreshed for so long only says that a worker died without a word.
 KEPT = timedelta(days=1)
+# A transaction of this age, whosesoever, makes every claim slower by the minute.
+LONGEST_SNAPSHOT_SECONDS = 300
+
+logger = structlog.get_logger(__name__)
 
 
 class Heartbeat:
@@ -36,6 +42,9 @@ class Heartbeat:
         if not self.next_at or not WorkerHeartbeat.objects.filter(pk=self._identity).update(**changing):
             self._create(in_hand)
         self.next_at = now + HEARTBEAT_INTERVAL.total_seconds()
+        held = selectors.oldest_snapshot_seconds()
+        if held > LONGEST_SNAPSHOT_SECONDS:
+            logger.warning("snapshot_held_open", seconds=round(held), hint="see pg_stat_activity: backend_xmin")
 
     def _create(self, in_hand: int) -> None:
         WorkerHeartbeat.objects.filter(seen_at__lt=Now() - KEPT).delete()

@@ -8,7 +8,7 @@ import pytest
 
 from marketplace.models import SellerTransfer
 from marketplace.workers import reversal, transfer_retry
-from tests.factories import SellerFactory, SellerTransferFactory
+from tests.factories import OrderFactory, SellerFactory, SellerTransferFactory
 
 REVERSE = "POST /v1/transfers/{id}/reversals"
 CREATE = "POST /v1/transfers"
@@ -51,6 +51,26 @@ def at_stripe(db: None, simulator: Any) -> Callable[..., SellerTransfer]:
         seller = SellerFactory(stripe_account_id=account["id"])
         traits = traits or {"reversal_pending": True}
         row = SellerTransferFactory(seller=seller, amount=amount, stripe_transfer_id=transfer["id"], **traits)
+        return SellerTransfer.objects.get(pk=row.pk)
+
+    return make
+
+
+@pytest.fixture
+def payable(db: None, simulator: Any) -> Callable[..., SellerTransfer]:
+    """A row to be sent, for a charge and an account that Stripe has."""
+
+    def make(amount: int = 5000, **traits: Any) -> SellerTransfer:
+        account = simulator.create_account()
+        charge = simulator.create_charge(10_000)
+        order = OrderFactory(
+            paid=True,
+            amount=10_000,
+            stripe_charge_id=charge["id"],
+            stripe_payment_intent_id=charge["payment_intent"],
+        )
+        seller = SellerFactory(stripe_account_id=account["id"])
+        row = SellerTransferFactory(order=order, seller=seller, amount=amount, **traits)
         return SellerTransfer.objects.get(pk=row.pk)
 
     return make

@@ -25,6 +25,7 @@ from marketplace.states import TransferStatus
 from marketplace.workers import reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
 from marketplace.workers.loop import Worker
+from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
 from tests.services.test_refunds import facts
 from tests.workers.conftest import CREATE, REVERSE, drain
@@ -344,11 +345,6 @@ def test_a_connection_of_the_worker_that_died_is_replaced(
         )
         second = at_stripe()
         wait_for(second, TransferStatus.REVERSED)
-
-
-def plain_parameters() -> dict[str, Any]:
-    params = connection.get_connection_params()
-    return {name: params[name] for name in ("dbname", "user", "host", "port", "password") if name in params}
 
 
 def own_backend() -> int:

@@ -15,32 +15,12 @@ from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import transfer_retry
-from tests.factories import OrderFactory, SellerFactory, SellerTransferFactory, TransferReversalFactory
+from tests.factories import TransferReversalFactory
 from tests.workers.conftest import CREATE, drain
 from tests.workers.test_reversal_queue import Answering
 
 Make = Callable[..., SellerTransfer]
 Run = Callable[[], int]
-
-
-@pytest.fixture
-def payable(db: None, simulator: Any) -> Make:
-    """A row to be sent, for a charge and an account that Stripe has."""
-
-    def make(amount: int = 5000, **traits: Any) -> SellerTransfer:
-        account = simulator.create_account()
-        charge = simulator.create_charge(10_000)
-        order = OrderFactory(
-            paid=True,
-            amount=10_000,
-            stripe_charge_id=charge["id"],
-            stripe_payment_intent_id=charge["payment_intent"],
-        )
-        seller = SellerFactory(stripe_account_id=account["id"])
-        row = SellerTransferFactory(order=order, seller=seller, amount=amount, **traits)
-        return SellerTransfer.objects.get(pk=row.pk)
-
-    return make
 
 
 def due_again(transfer: SellerTransfer) -> None:

@@ -1,0 +1,326 @@
+"""The request allowance and the circuit breaker: what workers agree on through PostgreSQL."""
+
+import threading
+import time
+from bisect import bisect_left
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import OperationalError, connection, connections
+from django.db.models.functions import Now
+from structlog.testing import capture_logs
+
+from marketplace import throttle
+from marketplace.errors import NotNow
+from marketplace.gateway import stripe_api
+from marketplace.gateway.contract import BalanceRetrieved, Postponed, RateLimited, ReversalsListed
+from marketplace.models import CircuitBreaker, RequestAllowance
+from tests.conftest import plain_parameters
+
+REVERSE = "POST /v1/transfers/{id}/reversals"
+LIST = "GET /v1/transfers/{id}/reversals"
+PATIENCE = 20
+
+
+# --- The request allowance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_window_of_a_second_sees_more_than_the_rate_though_two_processes_send(unblocked_database: None) -> None:
+    rate, left = 40, []
+    allowances = [throttle.RequestAllowance(rate), throttle.RequestAllowance(rate)]
+
+    def send(allowance: throttle.RequestAllowance) -> None:
+        for _ in range(15):
+            allowance.enter(REVERSE)
+            left.append(time.monotonic())
+        connections.close_all()
+
+    threads = [threading.Thread(target=send, args=(allowances[number % 2],)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    left.sort()
+    assert len(left) == 90
+    assert max(bisect_left(left, since + 1) - at for at, since in enumerate(left)) <= rate
+
+
+@pytest.mark.django_db
+def test_endpoints_do_not_share_their_allowance() -> None:
+    allowance = throttle.RequestAllowance(1)
+    began = time.monotonic()
+    allowance.enter(REVERSE)
+    allowance.enter(LIST)
+    assert time.monotonic() - began < 0.9
+    assert RequestAllowance.objects.count() == 2
+
+
+@pytest.mark.django_db
+def test_what_waits_here_is_reserved_at_once_and_no_more_than_half_a_second_of_it(
+    django_assert_num_queries: Any,
+) -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance._waiting[REVERSE] = 50
+    with django_assert_num_queries(1):
+        departures = [allowance._next_departure(REVERSE) for _ in range(10)]
+    gaps = [later - earlier for earlier, later in pairwise(departures)]
+    assert gaps == pytest.approx([1 / (20 * throttle.UTILISATION)] * 9, rel=1e-4)
+    with django_assert_num_queries(1):
+        allowance._next_departure(REVERSE)
+
+
+@pytest.mark.django_db
+def test_a_turn_that_was_overslept_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowance = throttle.RequestAllowance(20)
+    now = time.monotonic()
+    departures = iter([now - 5, now - throttle.LATEST_DEPARTURE * 1.5, now + 0.001])
+    asked = []
+    monkeypatch.setattr(allowance, "_next_departure", lambda endpoint: asked.append(endpoint) or next(departures))
+    allowance.enter(REVERSE)
+    assert asked == [REVERSE] * 3
+
+
+@pytest.mark.django_db
+def test_turns_that_nobody_took_in_time_are_forgotten() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance._departures[REVERSE].extend([time.monotonic() - 1, time.monotonic() - 0.5])
+    assert allowance._next_departure(REVERSE) > time.monotonic() - throttle.LATEST_DEPARTURE
+
+
+@pytest.mark.django_db
+def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    RequestAllowance.objects.update(next_free_at=Now() + throttle.LONGEST_WAIT + timedelta(seconds=1))
+    with pytest.raises(NotNow) as caught:
+        allowance.enter(REVERSE)
+    assert caught.value.details["seconds"] == throttle.LONGEST_WAIT.total_seconds()
+    RequestAllowance.objects.update(next_free_at=Now())
+    allowance.enter(REVERSE)
+
+
+@pytest.mark.parametrize(
+    ("reason", "slowed"),
+    [
+        ("endpoint-rate", {REVERSE}),
+        ("endpoint-concurrency", {REVERSE}),
+        ("global-rate", {REVERSE, LIST}),
+        ("global-concurrency", {REVERSE, LIST}),
+        ("resource-specific", set()),
+        ("a word of next year", {REVERSE}),
+    ],
+)
+@pytest.mark.django_db
+def test_a_429_slows_what_its_reason_names(reason: str, slowed: set[str]) -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    allowance.enter(LIST)
+    allowance.limited(REVERSE, reason)
+    assert set(RequestAllowance.objects.filter(slowness=2).values_list("endpoint", flat=True)) == slowed
+    # The others of the same moment are the same news.
+    allowance.limited(REVERSE, reason)
+    assert not RequestAllowance.objects.filter(slowness__gt=2).exists()
+
+
+@pytest.mark.django_db
+def test_slowness_grows_with_each_429_up_to_a_bound_and_is_forgotten() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    for _ in range(10):
+        RequestAllowance.objects.update(slowed_at=Now() - timedelta(seconds=1.5))
+        allowance.limited(REVERSE, "endpoint-rate")
+    assert RequestAllowance.objects.get().slowness == throttle.SLOWEST
+    spacings = []
+    for seconds in (0, throttle.HALF_FORGOTTEN_SECONDS, 100, 10**6):
+        RequestAllowance.objects.update(next_free_at=Now(), slowed_at=Now() - timedelta(seconds=seconds))
+        allowance._reserve(REVERSE, 1)
+        spacings.append(RequestAllowance.objects.get().spacing.total_seconds() * 20 * throttle.UTILISATION)
+    assert spacings == pytest.approx([32, 16.5, 1.03, 1], rel=0.05)
+
+
+@pytest.mark.django_db
+def test_a_429_pauses_the_endpoint_and_drops_the_turns_taken_before() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance._waiting[REVERSE] = 10
+    allowance._next_departure(REVERSE)
+    allowance.limited(REVERSE, "endpoint-rate")
+    assert allowance._next_departure(REVERSE) - time.monotonic() > 0.9
+
+
+def test_without_the_database_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def cursor(self) -> Any:
+            raise OperationalError("away")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    closed: list[bool] = []
+    monkeypatch.setattr(throttle, "connection", Away())
+    allowance = throttle.RequestAllowance(20)
+    with pytest.raises(NotNow, match="away"):
+        allowance.enter(REVERSE)
+    allowance.limited(REVERSE, "endpoint-rate")
+    assert closed == [True, True]
+
+
+class Counting:
+    """A gate that only counts, or refuses."""
+
+    def __init__(self, *, refuses: bool = False) -> None:
+        self.entered: list[str] = []
+        self.slowed: list[tuple[str, str]] = []
+        self._refuses = refuses
+
+    def enter(self, endpoint: str) -> None:
+        self.entered.append(endpoint)
+        if self._refuses:
+            raise NotNow("not your turn", seconds=3.0)
+
+    def limited(self, endpoint: str, reason: str) -> None:
+        self.slowed.append((endpoint, reason))
+
+
+def test_every_page_of_a_list_asks_for_its_own_turn(simulator: Any) -> None:
+    transfer = simulator.create_transfer(10_000, simulator.create_account()["id"])
+    for _ in range(101):
+        simulator.create_reversal(transfer["id"], 1)
+    gate = Counting()
+    listed = stripe_api.connect(gate=gate).list_reversals(transfer["id"])
+    assert isinstance(listed, ReversalsListed)
+    assert len(listed.reversals) == 101
+    assert gate.entered == [LIST, LIST]
+
+
+def test_what_the_gate_refuses_is_never_sent(simulator: Any) -> None:
+    answer = stripe_api.connect(gate=Counting(refuses=True)).retrieve_transfer("tr_1")
+    assert answer == Postponed(message="not your turn", seconds=3.0)
+    assert len(list(simulator.requests)) == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "slowed"), [("rate_limited", [("GET /v1/transfers/{id}", "endpoint-rate")]), ("lock_timeout", [])]
+)
+def test_the_gate_hears_of_a_limiter_and_not_of_a_lock(simulator: Any, action: str, slowed: list[Any]) -> None:
+    transfer = simulator.create_transfer(10_000, simulator.create_account()["id"])
+    simulator.faults.add(action, times=1)
+    gate = Counting()
+    answer = stripe_api.connect(gate=gate).retrieve_transfer(transfer["id"])
+    assert isinstance(answer, RateLimited) == bool(slowed)
+    assert gate.slowed == slowed
+
+
+@pytest.mark.django_db
+def test_the_process_has_one_gateway_under_the_configured_allowance(settings: Any, simulator: Any) -> None:
+    throttle.gateway.cache_clear()
+    settings.STRIPE_MAX_REQUESTS_PER_SECOND = 7
+    assert isinstance(throttle.gateway().retrieve_balance(), BalanceRetrieved)
+    assert throttle.gateway() is throttle.gateway()
+    assert RequestAllowance.objects.get().endpoint == "GET /v1/balance"
+    throttle.gateway.cache_clear()
+    settings.STRIPE_MAX_REQUESTS_PER_SECOND = 0
+    RequestAllowance.objects.all().delete()
+    assert isinstance(throttle.gateway().retrieve_balance(), BalanceRetrieved)
+    assert not RequestAllowance.objects.exists()
+    throttle.gateway.cache_clear()
+
+
+# --- The circuit breaker ----------------------------------------------------------------------------------------------
+
+
+def fail(whom: str, **changes: Any) -> bool:
+    told = {"channel": "veza_test", "everyone": False, "is_probe": False, "error": "503"}
+    return throttle.failed("reversal", whom=whom, **{**told, **changes})
+
+
+@pytest.fixture
+def breaker(db: None) -> Any:
+    return lambda: CircuitBreaker.objects.get(work="reversal")
+
+
+def test_it_opens_when_stripe_fails_for_many(breaker: Any) -> None:
+    with capture_logs() as logs:
+        assert [fail(f"seller {number}") for number in range(throttle.OPENS_AFTER)] == [False] * 4 + [True]
+    assert [entry["event"] for entry in logs] == ["breaker_opened"]
+    assert breaker().next_probe_at > breaker().opened_at
+    assert fail("another")
+    assert len(breaker().failing) == throttle.OPENS_AFTER
+
+
+def test_it_stays_closed_when_stripe_fails_for_one_seller(breaker: Any) -> None:
+    assert not any(fail("seller 1") for _ in range(50))
+    assert breaker().failing == ["seller 1"]
+
+
+def test_successes_outweigh_failures(breaker: Any) -> None:
+    for number in range(50):
+        assert not fail(f"seller {number}")
+        throttle.succeeded("reversal")
+    assert breaker().failing == []
+    throttle.succeeded("reversal")
+    throttle.succeeded("never heard of")
+
+
+def test_it_opens_at_once_where_a_question_of_nobody_fails_too(breaker: Any) -> None:
+    assert fail("seller 1", everyone=True)
+    throttle.succeeded("reversal")
+    assert (breaker().opened_at, breaker().next_probe_at, breaker().failing) == (None, None, [])
+    assert fail("seller 1", everyone=True)
+
+
+def test_one_kind_of_work_does_not_stop_another(breaker: Any) -> None:
+    assert fail("seller 1", everyone=True)
+    assert not throttle.failed("transfer", channel="c", whom="seller 1", everyone=False, is_probe=False, error="503")
+
+
+def test_one_probe_at_a_time_and_none_before_its_time(breaker: Any) -> None:
+    lease = timedelta(minutes=2)
+    assert not throttle.take_probe("reversal", lease=lease)
+    fail("seller 1", everyone=True)
+    assert not throttle.take_probe("reversal", lease=lease)
+    CircuitBreaker.objects.update(next_probe_at=Now())
+    assert throttle.take_probe("reversal", lease=lease)
+    assert not throttle.take_probe("reversal", lease=lease)
+    assert breaker().probes == 1
+    throttle.give_probe_back("reversal")
+    assert breaker().probes == 0
+    assert throttle.take_probe("reversal", lease=lease)
+
+
+def test_probes_become_rarer_up_to_a_bound(breaker: Any) -> None:
+    fail("seller 1", everyone=True)
+    waits = []
+    for _ in range(5):
+        CircuitBreaker.objects.update(next_probe_at=Now())
+        assert throttle.take_probe("reversal", lease=timedelta(minutes=2))
+        assert fail("seller 1", is_probe=True)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT EXTRACT(EPOCH FROM next_probe_at - statement_timestamp()) FROM marketplace_circuitbreaker"
+            )
+            waits.append(float(cursor.fetchone()[0]))
+    assert waits == pytest.approx([5, 10, 15, 15, 15], abs=0.5)
+
+
+def test_a_failure_that_is_no_probe_leaves_the_next_probe_as_it_is(breaker: Any) -> None:
+    fail("seller 1", everyone=True)
+    before = breaker().next_probe_at
+    fail("seller 2", everyone=True)
+    assert (breaker().next_probe_at, breaker().opened_at is None) == (before, False)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_closing_wakes_the_workers() -> None:
+    fail("seller 1", everyone=True)
+    with psycopg.connect(**plain_parameters(), autocommit=True) as listening:
+        listening.execute("LISTEN veza_test")
+        throttle.succeeded("reversal")
+        (heard,) = listening.notifies(timeout=PATIENCE, stop_after=1)
+        assert heard.payload == "0"
+        fail("seller 1")
+        throttle.succeeded("reversal")
+        assert list(listening.notifies(timeout=0.1)) == []

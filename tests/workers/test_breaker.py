@@ -1,0 +1,225 @@
+"""What a worker does while Stripe fails for everyone, and while it fails for one."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+from structlog.testing import capture_logs
+
+from marketplace import throttle
+from marketplace.gateway import stripe_api
+from marketplace.models import CircuitBreaker, Refund, SellerTransfer
+from marketplace.services import leases, refunds
+from marketplace.states import TransferStatus
+from marketplace.workers import reversal, transfer_retry
+from tests.factories import UserFactory, order_with_transfers
+from tests.workers.conftest import REVERSE, drain
+
+pytestmark = pytest.mark.django_db
+Make = Callable[..., SellerTransfer]
+LEASE = timedelta(minutes=5)
+NOBODY = "GET /v1/balance"
+
+
+@pytest.fixture
+def refund_in_hand(simulator: Any) -> Refund:
+    """Asked for by us, not answered yet, and due."""
+    charge = simulator.create_charge(3000)
+    order = order_with_transfers((3000,))
+    order.change(
+        actor="test",
+        reason="the charge is the simulator's",
+        stripe_payment_intent_id=charge["payment_intent"],
+        stripe_charge_id=charge["id"],
+    )
+    requested = refunds.request(
+        order_id=order.pk,
+        amount=3000,
+        currency=order.currency,
+        reason="broken",
+        requested_by=UserFactory(staff=True),
+        request_key="key-1",
+    )
+    Refund.objects.update(next_retry_at=Now())
+    return requested.refund
+
+
+def make_due() -> None:
+    SellerTransfer.objects.filter(status=TransferStatus.REVERSAL_PENDING).update(next_retry_at=Now())
+    CircuitBreaker.objects.filter(opened_at__isnull=False).update(next_probe_at=Now())
+
+
+def test_an_outage_spends_nothing_however_long_it_lasts(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    """One row alone: a question that concerns nobody tells an outage from a row's own trouble."""
+    transfer = at_stripe()
+    rule = simulator.faults.add("unavailable")
+    queue = reversal.ReversalQueue(gateway)
+    for _ in range(50):
+        drain(queue)
+        make_due()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count) == (TransferStatus.REVERSAL_PENDING, 0)
+    assert transfer.last_error_code == "unknown"
+    assert CircuitBreaker.objects.get(work="reversal").opened_at is not None
+    simulator.faults.remove(rule)
+    drain(queue)
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSED
+    assert CircuitBreaker.objects.get(work="reversal").opened_at is None
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
+
+
+@pytest.mark.parametrize("action", ["unavailable", "error_500", "drop_before", "not_utf8"])
+def test_one_transfer_that_fails_spends_its_own_retries_and_stops_nobody(
+    at_stripe: Make, gateway: Any, simulator: Any, action: str
+) -> None:
+    poison, other = at_stripe(), at_stripe()
+    simulator.faults.add(action, object=poison.stripe_transfer_id)
+    queue = reversal.ReversalQueue(gateway)
+    for _ in range(6):
+        drain(queue)
+        make_due()
+    poison.refresh_from_db()
+    other.refresh_from_db()
+    assert poison.status == TransferStatus.PERMANENTLY_FAILED
+    assert other.status == TransferStatus.REVERSED
+    breaker = CircuitBreaker.objects.get(work="reversal")
+    assert (breaker.opened_at, breaker.failing) == (None, [f"seller {poison.seller_id}"])
+
+
+def test_one_endpoint_that_fails_for_all_sellers_opens_it_though_stripe_answers_otherwise(
+    at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    rows = [at_stripe() for _ in range(throttle.OPENS_AFTER + 3)]
+    simulator.faults.add("unavailable", endpoint=REVERSE)
+    queue = reversal.ReversalQueue(gateway)
+    claimed = queue.claim(batch_size=100, lease=LEASE)
+    for row in claimed[: throttle.OPENS_AFTER]:
+        assert not queue.is_held_back(row)
+        queue.perform(row)
+    # What is in hand already is not begun.
+    assert [queue.is_held_back(row) for row in claimed[throttle.OPENS_AFTER :]] == [True] * 3
+    for row in claimed[throttle.OPENS_AFTER :]:
+        queue.release(row)
+    spent = [SellerTransfer.objects.get(pk=row.pk).retry_count for row in rows]
+    assert spent == [1] * (throttle.OPENS_AFTER - 1) + [0] * 4
+    assert queue.claim(batch_size=100, lease=LEASE) == []
+
+
+def test_while_it_is_open_one_row_asks_and_the_others_wait(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    for _ in range(5):
+        at_stripe()
+    rule = simulator.faults.add("unavailable")
+    queue, another = reversal.ReversalQueue(gateway), reversal.ReversalQueue(gateway)
+    drain(queue)
+    make_due()
+    (probe,) = queue.claim(batch_size=100, lease=LEASE)
+    assert probe.is_probe
+    assert not queue.is_held_back(probe)
+    assert another.claim(batch_size=100, lease=LEASE) == []
+    with capture_logs() as logs:
+        queue.perform(probe)
+    assert [(entry["event"], entry.get("is_open")) for entry in logs if entry["event"] == "breaker_probed"] == [
+        ("breaker_probed", True)
+    ]
+    assert another.claim(batch_size=100, lease=LEASE) == []
+    make_due()
+    simulator.faults.remove(rule)
+    simulator.requests.clear()
+    (probe,) = another.claim(batch_size=100, lease=LEASE)
+    another.perform(probe)
+    assert NOBODY not in {request.endpoint for request in simulator.requests}
+    assert len(queue.claim(batch_size=100, lease=LEASE)) == 4
+
+
+def test_a_probe_that_finds_no_row_is_free_for_the_next(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    at_stripe()
+    simulator.faults.add("unavailable", times=2)
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    CircuitBreaker.objects.update(next_probe_at=Now())
+    SellerTransfer.objects.update(next_retry_at=Now() + timedelta(hours=1))
+    assert queue.claim(batch_size=1, lease=LEASE) == []
+    SellerTransfer.objects.update(next_retry_at=Now())
+    assert len(queue.claim(batch_size=1, lease=LEASE)) == 1
+
+
+def test_the_next_due_time_is_the_probes_while_it_is_open(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    at_stripe()
+    simulator.faults.add("unavailable", times=2)
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    (seconds,) = leases.seconds_until_due([queue.due])
+    assert seconds is not None
+    assert 3 < seconds <= 5
+
+
+def test_an_outage_that_left_its_mark_under_the_key_is_looked_into_and_spends_nothing(
+    at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    """A 500 is stored under its key; the effect may have happened."""
+    transfer = at_stripe()
+    simulator.faults.add("error_500_after", endpoint=REVERSE, times=1)
+    simulator.faults.add("error_500", endpoint=NOBODY, times=1)
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    transfer.refresh_from_db()
+    assert (transfer.retry_count, transfer.reversals.get().look_first) == (0, True)
+    make_due()
+    drain(queue)
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSED
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
+
+
+def test_a_transfer_that_could_not_be_sent_in_an_outage_stays_as_it_was(
+    payable: Make, gateway: Any, simulator: Any
+) -> None:
+    transfer = payable()
+    rule = simulator.faults.add("unavailable")
+    queue = transfer_retry.TransferQueue(gateway)
+    for _ in range(20):
+        drain(queue)
+        CircuitBreaker.objects.update(next_probe_at=Now())
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.retry_count, transfer.in_doubt) == (TransferStatus.PENDING, 0, True)
+    assert CircuitBreaker.objects.get().work == "transfer"
+    simulator.faults.remove(rule)
+    drain(queue)
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+
+
+def test_a_refund_asked_for_in_an_outage_goes_out_as_soon_as_stripe_is_back(
+    refund_in_hand: Refund, gateway: Any, simulator: Any
+) -> None:
+    refund = refund_in_hand
+    rule = simulator.faults.add("unavailable")
+    queue = reversal.RefundQueue(gateway)
+    for _ in range(20):
+        drain(queue)
+        CircuitBreaker.objects.update(next_probe_at=Now())
+    refund.refresh_from_db()
+    assert refund.retry_count == 0
+    simulator.faults.remove(rule)
+    drain(queue)
+    refund.refresh_from_db()
+    assert refund.status == "succeeded"
+
+
+def test_a_turn_that_would_come_too_late_costs_the_row_nothing(at_stripe: Make, simulator: Any) -> None:
+    transfer = at_stripe()
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    throttle.connection.cursor().execute(
+        "UPDATE marketplace_requestallowance SET next_free_at = clock_timestamp() + interval '1 minute'"
+    )
+    simulator.requests.clear()
+    drain(reversal.ReversalQueue(stripe_api.connect(gate=allowance)))
+    transfer.refresh_from_db()
+    assert (transfer.retry_count, transfer.last_error_code) == (0, "postponed")
+    assert len(list(simulator.requests)) == 0
+    (seconds,) = leases.seconds_until_due([reversal.ReversalQueue.due])
+    assert seconds == pytest.approx(5, abs=1)
