@@ -120,6 +120,17 @@ def asked(question: str, *arguments: Any) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
+def listening() -> int:
+    """How many workers hear notifications: a connection that listens says nothing else for long."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+            " AND (query LIKE 'LISTEN %' OR query LIKE 'UNLISTEN %')"
+        )
+        (count,) = cursor.fetchone()
+    return int(count)
+
+
 def parameters() -> dict[str, Any]:
     """Of the database that this process's tests use, for a connection past Django."""
     described = connection.get_connection_params()

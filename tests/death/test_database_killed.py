@@ -11,7 +11,7 @@ from django.db import connection
 from marketplace.models import SellerTransfer
 from tests.death import rows
 from tests.death.audit import assert_all_is_well, wait_for_all_work
-from tests.death.conftest import asked
+from tests.death.conftest import listening
 from tests.death.postgres import Server
 from tests.death.processes import REVERSALS, TRANSFERS, Nursery, wait_until
 
@@ -52,10 +52,6 @@ def survive_crashes(
 def wait_for_calls(simulator: Any, count: int) -> None:
     wanted = len(simulator.requests) + count
     wait_until(lambda: len(simulator.requests) >= wanted, f"{count} calls more")
-
-
-def listening() -> int:
-    return len(asked("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"))
 
 
 def test_workers_come_back_by_themselves_after_a_crash(server: Server, its_workers: Nursery, simulator: Any) -> None:

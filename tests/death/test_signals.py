@@ -10,7 +10,7 @@ from marketplace.models import SellerTransfer
 from marketplace.states import TransferStatus
 from tests.death import rows
 from tests.death.audit import assert_all_is_well, let_leases_run_out, make_due
-from tests.death.conftest import asked
+from tests.death.conftest import listening
 from tests.death.processes import REVERSALS, TRANSFERS, Nursery, Worker, wait_until
 from tests.death.wire import Wire
 
@@ -112,7 +112,7 @@ def test_sigint_after_a_first_signal_ends_it_at_once(
 @pytest.mark.parametrize("command", [REVERSALS, TRANSFERS])
 def test_an_idle_worker_ends_at_once(workers: Nursery, command: str) -> None:
     worker = workers.start(command)
-    wait_until(lambda: asked("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'"), lambda: worker.text)
+    wait_until(listening, lambda: f"the worker to listen\n{worker.text}")
     worker.send(signal.SIGTERM)
     assert seconds_to_end(worker) < 2
     assert worker.status == 0, worker.text
