@@ -195,7 +195,12 @@ class Postponed(_Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class Denied(_Failure):
-    """401 or 403: our key or its permissions are wrong, for every call."""
+    """401 or 403: our key or its permissions are wrong, for every call.
+
+    ``forbidden`` is 403: the key is good, but not for this. Of a connected account that is the account's matter.
+    """
+
+    forbidden: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

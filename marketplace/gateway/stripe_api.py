@@ -497,7 +497,7 @@ def _failure(error: stripe.StripeError) -> Failure:
         case 404 if code == "resource_missing":
             return NotFound(**described)
         case 401 | 403:
-            return Denied(**described)
+            return Denied(**described, forbidden=status == 403)
         case 409:
             return Busy(**described)
         case 429:

@@ -172,4 +172,6 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "list_refunds": lambda gateway: gateway.list_refunds(payment_intent="pi_1"),
     "create_payment": create_payment,
     "create_account": create_account,
+    "retrieve_balance": lambda gateway: gateway.retrieve_balance(),
+    "retrieve_balance_of_a_seller": lambda gateway: gateway.retrieve_balance(stripe_account="acct_1"),
 }
