@@ -15,8 +15,8 @@ from marketplace.errors import DATABASE_TROUBLE, MalformedEvent, UnknownOrder
 from marketplace.gateway import stripe_api
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
-from marketplace.models import Order, WebhookEvent
-from marketplace.services import leases, outcomes, payments, refunds, sellers
+from marketplace.models import Order, Seller, WebhookEvent
+from marketplace.services import funds, leases, outcomes, payments, refunds, sellers
 from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
@@ -211,6 +211,16 @@ def _account_deauthorized(row: WebhookEvent, _body: Mapping[str, Any]) -> str:
     return f"{row.stripe_account_id} is disconnected"
 
 
+def _balance_available(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    """Frequent, and mostly of sellers whom nothing waits for: then two questions of the database are all it costs."""
+    facts = stripe_api.balance_facts(body)
+    seller = Seller.objects.filter(stripe_account_id=row.stripe_account_id).first()
+    if seller is None or not funds.is_waited_for(seller):
+        raise Ignored(f"no reversal waits for the balance of {row.stripe_account_id}")
+    woken = funds.arrived(seller, facts.available, seen_at=row.stripe_created_at)
+    return f"{woken} of the transfers that wait for the balance of {row.stripe_account_id} are due now"
+
+
 def _actor(row: WebhookEvent) -> str:
     return f"stripe:{row.stripe_event_id}"
 
@@ -224,5 +234,6 @@ HANDLERS: Mapping[str, Callable[[WebhookEvent, Mapping[str, Any]], str]] = {
     "charge.refunded": _charge_refunded,
     "account.updated": _account_updated,
     "account.application.deauthorized": _account_deauthorized,
+    "balance.available": _balance_available,
 }
-CONNECTED_ACCOUNT_TYPES = frozenset({"account.updated", "account.application.deauthorized"})
+CONNECTED_ACCOUNT_TYPES = frozenset({"account.updated", "account.application.deauthorized", "balance.available"})

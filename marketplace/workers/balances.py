@@ -1,0 +1,60 @@
+"""The queue of balance checks: sellers whose reversals wait for money are looked at, each once an interval at most."""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+
+from marketplace.errors import StripeDenied
+from marketplace.gateway.contract import Denied, TransferGateway
+from marketplace.metrics import ANSWERS
+from marketplace.models import BalanceWatch
+from marketplace.services import funds, leases
+from marketplace.workers.loop import elapsed_ms, persistently
+
+logger = structlog.get_logger(__name__)
+
+
+class BalanceQueue:
+    """Sellers whose balance is due to be looked at. Without a breaker: a check in vain spends nothing, and is paced."""
+
+    name = funds.WORK
+    channel = funds.CHANNEL
+    due = funds.DUE
+
+    def __init__(self, gateway: TransferGateway) -> None:
+        self._gateway = gateway
+
+    def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[BalanceWatch]:
+        return leases.claim(BalanceWatch, due=funds.DUE.condition, batch_size=batch_size, lease=lease)
+
+    def is_held_back(self, claimed: BalanceWatch) -> bool:  # noqa: ARG002 - see above
+        return False
+
+    def perform(self, claimed: BalanceWatch) -> None:
+        seller = claimed.seller
+        if not funds.is_waited_for(seller):
+            persistently(lambda: funds.settle_unasked(claimed))
+            return
+        started = time.monotonic()
+        answer = self._gateway.retrieve_balance(stripe_account=seller.stripe_account_id)
+        said = type(answer).__name__
+        ANSWERS.labels(work=self.name, answer=said).inc()
+        logger.info(
+            "balance_answered",
+            seller=seller.pk,
+            stripe_account_id=seller.stripe_account_id,
+            answer=said,
+            request_id=answer.request_id,
+            milliseconds=elapsed_ms(started),
+        )
+        persistently(lambda: funds.settle(claimed, answer))
+        if isinstance(answer, Denied) and not answer.forbidden:
+            raise StripeDenied(answer.message)
+
+    def settle_unexpected(self, claimed: BalanceWatch, exception: Exception) -> None:
+        funds.settle_unexpected(claimed, exception)
+
+    def release(self, claimed: BalanceWatch) -> None:
+        leases.release(BalanceWatch, claimed.pk, claimed.lease_token)
