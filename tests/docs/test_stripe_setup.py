@@ -28,6 +28,7 @@ def test_the_calls_are_exactly_those_of_the_gateway() -> None:
         "transfers.reversals.list",
         "refunds.create",
         "refunds.list",
+        "balance.retrieve",
         "payment_intents.create",
         "accounts.create",
     }
