@@ -20,6 +20,7 @@ from django.db import connection
 from marketplace.errors import DATABASE_TROUBLE, NotNow
 from marketplace.gateway import stripe_api
 from marketplace.metrics import ALLOWANCE_SECONDS, BREAKER_OPENED, SLOWED
+from marketplace.models.coordination import SUCCEEDED
 
 logger = structlog.get_logger(__name__)
 
@@ -229,19 +230,10 @@ def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool
     return bool(is_open)
 
 
-# Used inside the statement that settles a success, too. Each success outweighs one failure, or closes the breaker.
-SUCCEEDED_SQL = """
-    UPDATE marketplace_circuitbreaker
-    SET failing = CASE WHEN opened_at IS NULL THEN failing[2:] ELSE '{}' END,
-        opened_at = NULL, next_probe_at = NULL, probes = 0
-    WHERE work = %(work)s AND failing <> '{}'
-"""
-
-
 def succeeded(work: str) -> None:
     """Stripe answered, whatever it said. Part of the settling transaction."""
     with connection.cursor() as cursor:
-        cursor.execute(SUCCEEDED_SQL, {"work": work})
+        cursor.execute(SUCCEEDED, {"work": work})
 
 
 def take_probe(work: str, *, lease: timedelta) -> bool:

@@ -84,6 +84,15 @@ class CircuitBreaker(models.Model):
         return self.work
 
 
+# Stripe answered. Each success outweighs one failure, or closes the breaker. Also part of ``confirmation``.
+SUCCEEDED = """
+    UPDATE marketplace_circuitbreaker
+    SET failing = CASE WHEN opened_at IS NULL THEN failing[2:] ELSE '{}' END,
+        opened_at = NULL, next_probe_at = NULL, probes = 0
+    WHERE work = %(work)s AND failing <> '{}'
+"""
+
+
 class WorkerHeartbeat(models.Model):
     """One running worker process. It writes its row again and again; a row that is not fresh is of a dead one."""
 

@@ -41,6 +41,8 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
     name = reversals.WORK
     channel = REVERSING_CHANNEL
     due = reversals.DUE
+    answered = "reversal_answered"
+    settled = "reversal_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
         return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
@@ -100,6 +102,8 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
     name = refunds.WORK
     channel = REFUNDING_CHANNEL
     due = refunds.DUE
+    answered = "refund_answered"
+    settled = "refund_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Refund]:
         return refunds.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)

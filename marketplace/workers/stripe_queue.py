@@ -47,11 +47,13 @@ class StripeQueue(ABC, Generic[R, A]):
     name: str
     channel: str
     due: leases.Due
+    # The log's lines: Stripe answered, and its answer is written down.
+    answered: str
+    settled: str
 
     def __init__(self, gateway: TransferGateway) -> None:
         self._gateway = gateway
         self._actor = identity(f"{self.name} worker")
-        self._events = {step: f"{self.name}_{step}" for step in ("answered", "settled")}
         # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
         self._is_breaker_open = False
 
@@ -90,7 +92,7 @@ class StripeQueue(ABC, Generic[R, A]):
         ANSWERS.labels(work=self.name, answer=said).inc()
         described = self._describe(claimed)
         logger.info(
-            self._events["answered"],
+            self.answered,
             **described,
             answer=said,
             request_id=getattr(answer, "request_id", ""),
@@ -100,7 +102,7 @@ class StripeQueue(ABC, Generic[R, A]):
         answered = time.monotonic()
         settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
         SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
-        logger.info(self._events["settled"], **described, status=settled.status, milliseconds=elapsed_ms(answered))
+        logger.info(self.settled, **described, status=settled.status, milliseconds=elapsed_ms(answered))
         self._is_breaker_open = settled.is_breaker_open
         if claimed.is_probe:
             logger.warning("breaker_probed", work=self.name, answer=said, is_open=settled.is_breaker_open)

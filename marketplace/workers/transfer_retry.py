@@ -19,6 +19,8 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
     name = transfers.WORK
     channel = SENDING_CHANNEL
     due = transfers.DUE
+    answered = "transfer_answered"
+    settled = "transfer_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[SellerTransfer]:
         return transfers.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)

@@ -1,17 +1,22 @@
 """/, /healthz, /readyz and /metrics."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
+from django.db.models.functions import Now
 from django.test import Client
 from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
+from pytest_django.fixtures import Settings
 
-from marketplace import monitoring
+from marketplace import monitoring, selectors, throttle
+from marketplace.models import WorkerHeartbeat
+from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import client_of
-from tests.factories import SellerTransferFactory, UserFactory, WebhookEventFactory, order_with_transfers
+from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, WebhookEventFactory, order_with_transfers
 
 ELSEWHERE = {"REMOTE_ADDR": "203.0.113.7"}
 
@@ -32,7 +37,54 @@ def test_ready(client: Client, db: None) -> None:
     response = client.get("/readyz")
 
     assert response.status_code == 200
-    assert response.json() == {"status": "ok", "checks": {"database": "ok", "migrations": "ok"}}
+    assert response.json() == {"status": "ok", "checks": {"database": "ok", "migrations": "ok", "workers": "ok"}}
+
+
+@pytest.mark.parametrize(
+    ("make", "queue", "work", "switch"),
+    [
+        (lambda: SellerTransferFactory(reversal_pending=True), "reversing", "reversal", "REVERSAL_WORKER_ENABLED"),
+        (RefundFactory, "refunding", "refund", "REVERSAL_WORKER_ENABLED"),
+        (lambda: WebhookEventFactory(failed=True), "events", "event", "REVERSAL_WORKER_ENABLED"),
+        (SellerTransferFactory, "sending", "transfer", "TRANSFER_RETRY_ENABLED"),
+    ],
+)
+def test_not_ready_while_rows_are_due_and_no_worker_lives(
+    client: Client, db: None, settings: Settings, make: Callable[[], Any], queue: str, work: str, switch: str
+) -> None:
+    row = make()
+    type(row).objects.update(next_retry_at=Now() + timedelta(minutes=1))
+    assert client.get("/readyz").status_code == 200
+    type(row).objects.update(next_retry_at=Now())
+    refused = client.get("/readyz")
+    assert refused.status_code == 503
+    assert refused.json()["checks"]["workers"] == f"rows are due and no worker lives for {queue}"
+    setattr(settings, switch, False)
+    assert client.get("/readyz").status_code == 200
+    setattr(settings, switch, True)
+    Heartbeat("another worker", ["another"], concurrency=1).beat(in_hand=0)
+    assert client.get("/readyz").status_code == 503
+    Heartbeat("a worker", [work], concurrency=1).beat(in_hand=0)
+    assert client.get("/readyz").status_code == 200
+    WorkerHeartbeat.objects.update(seen_at=Now() - selectors.DEAD_AFTER)
+    assert client.get("/readyz").status_code == 503
+
+
+def test_the_metrics_tell_of_workers_breakers_and_snapshots(client: Client, db: None) -> None:
+    heartbeat = Heartbeat("a worker", ["reversal", "refund"], concurrency=1)
+    heartbeat.beat(in_hand=0)
+    throttle.failed("transfer", channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
+    text = client.get("/metrics").content.decode()
+    for line in (
+        'veza_workers{work="reversal"} 1.0',
+        'veza_workers{work="transfer"} 0.0',
+        'veza_breaker_open{work="transfer"} 1.0',
+        'veza_breaker_open{work="reversal"} 0.0',
+        "veza_oldest_snapshot_seconds ",
+    ):
+        assert line in text
+    heartbeat.stop()
+    assert 'veza_workers{work="reversal"} 0.0' in client.get("/metrics").content.decode()
 
 
 def test_not_ready_without_a_database(client: Client, db: None, monkeypatch: pytest.MonkeyPatch) -> None:

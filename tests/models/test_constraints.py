@@ -11,7 +11,17 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import PROTECT, CheckConstraint, ForeignKey, ProtectedError
 from django.utils import timezone
 
-from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.models import (
+    BalanceWatch,
+    CircuitBreaker,
+    Order,
+    Product,
+    Refund,
+    Seller,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+)
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
     OrderFactory,
@@ -134,6 +144,10 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "event_has_id": lambda: lambda: WebhookEventFactory(stripe_event_id="re_1"),
     "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
     "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
+    "balance_watch_lease_whole": lambda: lambda: BalanceWatch.objects.create(seller=SellerFactory(), **half_a_lease()),
+    "breaker_open_has_probe": lambda: (
+        lambda: CircuitBreaker.objects.create(work="reversal", channel="c", opened_at=timezone.now())
+    ),
 }
 
 
