@@ -3,7 +3,6 @@
 The transfer's row is the work that a worker claims; the oldest open ``TransferReversal`` is what it is about.
 """
 
-import json
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
@@ -14,7 +13,6 @@ from django.db import connection, transaction
 from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
 
-from marketplace import throttle
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import (
@@ -33,8 +31,8 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
-from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal
-from marketplace.services import leases, outcomes
+from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal, confirmation
+from marketplace.services import funds, leases, outcomes
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -317,45 +315,6 @@ def settle(
     return outcomes.Settled(status=transfer.status, is_breaker_open=is_breaker_open)
 
 
-# The most frequent settle by far. The row's history is written by its triggers, which read the context.
-_SETTLE_SUCCESS = f"""
-    WITH held AS MATERIALIZED (
-        SELECT id, amount, amount_reversed, set_config('pghistory.context_metadata', %(context)s, true)
-        FROM marketplace_sellertransfer
-        WHERE id = %(transfer)s AND lease_token = %(lease_token)s AND status = 'reversal_pending'
-          -- Whoever adds a debt touches the row: then this statement's snapshot may not know of it.
-          AND updated_at = %(updated_at)s AND amount_reversed + %(amount)s <= amount
-        FOR UPDATE
-    ), others AS (
-        SELECT count(*) AS owed FROM marketplace_transferreversal
-        WHERE transfer_id = %(transfer)s AND status = 'pending' AND id <> %(reversal)s
-    ), ours AS (
-        UPDATE marketplace_transferreversal AS reversal
-        SET status = 'succeeded', stripe_reversal_id = %(stripe_reversal_id)s, stripe_status = %(stripe_status)s,
-            updated_at = statement_timestamp()
-        FROM held, others
-        WHERE reversal.id = %(reversal)s AND reversal.transfer_id = held.id AND reversal.status = 'pending'
-          AND reversal.amount = %(amount)s AND reversal.currency = %(currency)s
-          -- What is owed beyond the whole is canceled: the longer way does that.
-          AND (others.owed = 0 OR held.amount_reversed + %(amount)s < held.amount)
-        RETURNING reversal.id
-    ), breaker AS ({throttle.SUCCEEDED_SQL} AND EXISTS (SELECT FROM ours))
-    UPDATE marketplace_sellertransfer AS transfer
-    SET status = CASE
-            WHEN held.amount_reversed + %(amount)s = held.amount THEN 'reversed'
-            WHEN others.owed > 0 THEN 'reversal_pending'
-            ELSE 'partially_reversed' END,
-        next_retry_at = CASE WHEN others.owed > 0 THEN statement_timestamp() END,
-        retry_count = CASE WHEN others.owed > 0 THEN 0 ELSE transfer.retry_count END,
-        amount_reversed = held.amount_reversed + %(amount)s, stripe_reversal_id = %(stripe_reversal_id)s,
-        failed_leg = '', last_error_code = '', last_error_message = '', last_error_request_id = '',
-        last_error_at = NULL, lease_token = NULL, lease_expires_at = NULL, updated_at = statement_timestamp()
-    FROM held, ours, others
-    WHERE transfer.id = held.id
-    RETURNING transfer.status
-"""  # noqa: S608 - a constant of this program
-
-
 def _settle_success(claimed: Claimed, facts: ReversalFacts, *, actor: str) -> str:
     """Both rows and their history in one statement, under the lease's token; the new status. Empty where anything is
     not as it was claimed: nothing was changed, and the longer way finds out what it is.
@@ -365,29 +324,17 @@ def _settle_success(claimed: Claimed, facts: ReversalFacts, *, actor: str) -> st
         # Others may wait in line behind it.
         return ""
     leases.require_no_transaction()
-    context = {
-        "actor": actor,
-        "reason": _confirmed(facts),
-        "attempt": transfer.retry_count + 1,
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _SETTLE_SUCCESS,
-            {
-                "context": json.dumps(context),
-                "transfer": transfer.pk,
-                "lease_token": transfer.lease_token,
-                "updated_at": transfer.updated_at,
-                "reversal": reversal.pk,
-                "amount": facts.amount,
-                "currency": facts.currency,
-                "stripe_reversal_id": facts.stripe_reversal_id,
-                "stripe_status": facts.status,
-                "work": WORK,
-            },
-        )
-        row = cursor.fetchone()
-    return row[0] if row else ""
+    return confirmation.confirm(
+        transfer,
+        reversal,
+        amount=facts.amount,
+        currency=facts.currency,
+        stripe_reversal_id=facts.stripe_reversal_id,
+        stripe_status=facts.status,
+        work=WORK,
+        actor=actor,
+        reason=_confirmed(facts),
+    )
 
 
 def _confirmed(facts: ReversalFacts) -> str:
@@ -446,10 +393,12 @@ class _Settlement:
 
     def _succeed(self, facts: ReversalFacts) -> None:
         reason = _confirmed(facts)
+        had_waited = self.reversal.waiting_for_funds_since is not None
         self.reversal.transition(
             ReversalStatus.SUCCEEDED,
             reason=reason,
             actor=self.actor,
+            attempt=self.transfer.retry_count + 1,
             stripe_reversal_id=facts.stripe_reversal_id,
             stripe_status=facts.status,
             waiting_for_funds_since=None,
@@ -459,6 +408,8 @@ class _Settlement:
             stripe_reversal_id=facts.stripe_reversal_id,
             reason=reason,
         )
+        if had_waited:
+            funds.next_in_line(self.transfer)
 
     def _conclude(self, *, amount_reversed: int, stripe_reversal_id: str, reason: str) -> None:
         """The transfer after a confirmed reversal: done, or on to the next one owed."""
@@ -592,6 +543,7 @@ class _Settlement:
         )
         next_retry_at = outcomes.in_(settings.REVERSAL_INSUFFICIENT_FUNDS_INTERVAL)
         self._stay("waiting for the seller's balance", next_retry_at=next_retry_at, **leases.RELEASED, **error)
+        funds.watch(self.transfer.seller_id)
 
     def wait(self, failure: Failure, delay: timedelta) -> None:
         """Nothing ran at Stripe, so nothing is spent."""
