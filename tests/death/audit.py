@@ -2,15 +2,19 @@
 
 import time
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
+from django.apps import apps
 from django.db import connection
-from django.db.models import Q
+from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from marketplace.models import (
     REFUNDING_CHANNEL,
     REVERSING_CHANNEL,
     SENDING_CHANNEL,
+    CircuitBreaker,
     Refund,
     SellerTransfer,
     TransferReversal,
@@ -25,8 +29,30 @@ DUE = {
 }
 
 
+# What workers compare with the time; when the last error was is only told.
+TIMES = {
+    "next_retry_at",
+    "lease_expires_at",
+    "first_attempted_at",
+    "waiting_for_funds_since",
+    "opened_at",
+    "next_probe_at",
+    "next_free_at",
+    "slowed_at",
+    "seen_at",
+}
+
+
+def pass_time(seconds: float) -> None:
+    """Everything that anybody waits for comes nearer by so much, and what was long ago is longer ago."""
+    for model in apps.get_app_config("marketplace").get_models():
+        names = TIMES & {field.name for field in model._meta.concrete_fields}
+        if names and not hasattr(model, "pgh_obj"):
+            model._default_manager.update(**{name: F(name) - timedelta(seconds=seconds) for name in names})
+
+
 def make_due() -> None:
-    """As if the time had passed: leases of the dead have run out, what waits is due. Nothing else is touched."""
+    """As if enough time had passed for all that waits; the age of keys stays as it is."""
     for table, waits in DUE.items():
         with connection.cursor() as cursor:
             cursor.execute(
@@ -36,6 +62,7 @@ def make_due() -> None:
                 WHERE {waits}
                 """  # noqa: S608 - constants of this module
             )
+    CircuitBreaker.objects.filter(opened_at__isnull=False).update(next_probe_at=Now())
 
 
 def let_leases_run_out() -> None:

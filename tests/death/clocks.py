@@ -7,8 +7,9 @@ import time
 import traceback
 from typing import Any
 
-REAL_DATETIME, REAL_DATE, REAL_TIME = dt.datetime, dt.date, time.time
-# Lines of ours that asked for the time, as "marketplace/x.py function".
+REAL_DATETIME, REAL_TIME = dt.datetime, time.time
+ASKED = "asked_the_host_for_the_time"
+# Functions of ours that asked for the time, as "marketplace/x.py f".
 askers: set[str] = set()
 _lock = threading.Lock()
 
@@ -58,11 +59,14 @@ def shift(seconds: float) -> None:
 
 
 def note() -> None:
-    for frame in reversed(traceback.extract_stack(limit=30)):
+    """Who asked, if it is a line of ours: what others want the time for, such as the stamp of a log line, is theirs."""
+    for frame in reversed(traceback.extract_stack(limit=8)):
+        if frame.filename == __file__ or frame.filename.endswith("django/utils/timezone.py"):
+            continue
         if "/marketplace/" in frame.filename:
             asker = f"marketplace/{frame.filename.rpartition('/marketplace/')[2]} {frame.name}"
             with _lock:
                 if asker not in askers:
                     askers.add(asker)
-                    sys.stderr.write(f'{{"event": "asked_the_host_for_the_time", "asker": "{asker}"}}\n')
-            return
+                    sys.stderr.write(f'{{"event": "{ASKED}", "asker": "{asker}"}}\n')
+        return
