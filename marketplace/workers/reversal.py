@@ -1,4 +1,6 @@
-"""The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed."""
+"""The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed, and looks
+whether sellers have money again.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -29,6 +31,7 @@ from marketplace.models import (
 )
 from marketplace.services import leases, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed
+from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.loop import Worker
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
@@ -163,7 +166,7 @@ class EventQueue:
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The reversal worker as configured by ``REVERSAL_*``."""
     return Worker(
-        [ReversalQueue(gateway), RefundQueue(gateway), EventQueue()],
+        [ReversalQueue(gateway), RefundQueue(gateway), EventQueue(), BalanceQueue(gateway)],
         name="reversal worker",
         concurrency=concurrency or settings.REVERSAL_CONCURRENCY,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
