@@ -553,24 +553,36 @@ def test_a_busy_metrics_port_is_named() -> None:
             call_command("run_reversal_worker", "--once", "--metrics-port", str(port))
 
 
+def started_worker(environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "run_reversal_worker"],
+        env={**environment, "LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_the_call(simulator: Any, process: subprocess.Popen[str]) -> None:
+    """Until the worker's call is at Stripe, which has not answered it yet."""
+    pause = threading.Event()
+    for _ in range(PATIENCE * 50):
+        if simulator.requests.to(REVERSE):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        pause.wait(0.02)
+    process.kill()
+    raise AssertionError(f"no call came: {process.communicate()[1]}")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_worker_finish_what_is_in_hand(
     at_stripe: Make, simulator: Any, child_environment: dict[str, str], number: signal.Signals
 ) -> None:
     transfer = at_stripe()
-    reached = threading.Event()
     simulator.faults.add("latency", endpoint=REVERSE, seconds=1.0)
-    process = subprocess.Popen(
-        [sys.executable, "manage.py", "run_reversal_worker"],
-        env={**child_environment, "LOG_FORMAT": "json", "LOG_LEVEL": "INFO"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started_worker(child_environment)
     try:
-        for _ in range(PATIENCE * 50):
-            if SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False).exists():
-                break
-            reached.wait(0.02)
+        wait_for_the_call(simulator, process)
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=PATIENCE)
     finally:
@@ -588,15 +600,12 @@ def test_a_killed_worker_leaves_a_row_that_another_one_finishes(
     transfer = at_stripe()
     # The reversal happens, and the answer never comes.
     simulator.faults.add("drop_after", endpoint=REVERSE, hold=30, times=1)
-    process = subprocess.Popen([sys.executable, "manage.py", "run_reversal_worker"], env=child_environment)
+    process = started_worker(child_environment)
     try:
-        for _ in range(PATIENCE * 50):
-            if SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False).exists():
-                break
-            threading.Event().wait(0.02)
+        wait_for_the_call(simulator, process)
     finally:
         process.kill()
-        process.wait(PATIENCE)
+        process.communicate(timeout=PATIENCE)
     simulator.faults.clear()
     held = SellerTransfer.objects.filter(pk=transfer.pk, lease_token__isnull=False)
     assert held.update(lease_expires_at=Now()) == 1, "it was killed before it had begun"
