@@ -11,7 +11,7 @@ from django.utils import timezone
 from structlog.testing import capture_logs
 
 from marketplace.errors import StaleTransition, StripeDenied
-from marketplace.gateway.contract import Refused, Reversed
+from marketplace.gateway.contract import Refused, Reversed, ServerError
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import leases, reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
@@ -350,6 +350,52 @@ def test_a_500_is_looked_into_before_a_new_key_is_used(at_stripe: Make, run_reve
     assert transfer.status == TransferStatus.REVERSED
     first, second = simulator.requests.to(REVERSE)
     assert (first.key[-2:], second.key[-2:]) == (":1", ":2")
+
+
+def test_a_500_that_stripe_repeats_under_its_key_all_day_is_looked_past(
+    at_stripe: Make, run_reversals: Run, gateway: Any, simulator: Any
+) -> None:
+    transfer = at_stripe()
+    simulator.faults.add("error_500", endpoint=REVERSE, times=1)
+    run_reversals()
+    simulator.clock.advance(18 * 3600)
+    reversal = only_reversal(transfer)
+    repeated = gateway.reverse_transfer(
+        transfer.stripe_transfer_id,
+        amount=reversal.amount,
+        reason=f"refund {reversal.refund_id}",
+        operation_id=reversal.operation_id,
+        idempotency_key=reversal.idempotency_key,
+    )
+    assert isinstance(repeated, ServerError)
+    assert simulator.requests.to(REVERSE)[-1].replayed
+    due_again(transfer)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSED
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
+
+
+def test_an_effect_that_lands_after_our_timeout_is_waited_for_under_the_same_key(
+    at_stripe: Make, run_reversals: Run, simulator: Any
+) -> None:
+    transfer = at_stripe(5000)
+    owed(transfer, amount=1000)
+    simulator.faults.add("late", endpoint=REVERSE, seconds=60, times=1)
+    run_reversals()
+    # While it runs at Stripe the key answers 409, which spends nothing.
+    for _ in range(3):
+        due_again(transfer)
+        run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.retry_count, transfer.last_error_code) == (1, "busy")
+    simulator.clock.advance(61)
+    due_again(transfer)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.amount_reversed) == (TransferStatus.PARTIALLY_REVERSED, 1000)
+    assert {request.key[-2:] for request in simulator.requests.to(REVERSE)} == {":1"}
+    assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
 
 
 def test_a_500_after_the_effect_is_found_and_not_done_again(
