@@ -122,6 +122,17 @@ def test_those_that_are_due_or_in_hand_keep_their_place_and_are_not_touched(sell
         assert (untouched.next_retry_at, untouched.updated_at) == (past, before[untouched.pk])
 
 
+def test_a_row_in_hand_is_not_touched_whenever_it_is_due(seller: Seller) -> None:
+    lease: dict[str, Any] = {
+        "lease_token": "11111111-2222-4333-8444-555555555555",
+        "lease_expires_at": timezone.now() + timedelta(minutes=5),
+    }
+    transfer = wait(seller, 1000, **lease)
+    assert arrived(seller, eur=1000) == 0
+    funds.next_in_line(done(seller))
+    assert due([transfer]) == [False]
+
+
 def test_a_second_word_of_the_same_money_wakes_nobody_else(seller: Seller) -> None:
     line = [wait(seller, 2000, minutes=minutes) for minutes in (30, 20, 10)]
     assert [arrived(seller, eur=4000), arrived(seller, eur=4000)] == [2, 0]
@@ -142,11 +153,12 @@ def test_what_is_owed_first_counts_not_the_whole_transfer(seller: Seller) -> Non
     [{"last_error_code": "unknown"}, {"last_error_code": "pending_at_stripe"}, {"last_error_code": ""}],
     ids=lambda fields: fields["last_error_code"] or "none",
 )
-def test_who_waits_for_something_else_is_left_alone(seller: Seller, fields: dict[str, Any]) -> None:
-    other = wait(seller, 1, **fields)
-    assert arrived(seller, eur=5000) == 0
-    assert due([other]) == [False]
+def test_who_waits_for_something_else_is_left_alone_and_has_no_place(seller: Seller, fields: dict[str, Any]) -> None:
+    other = wait(seller, 9000, minutes=90, **fields)
     assert not funds.is_waited_for(seller)
+    line = [wait(seller, 1000, minutes=60), wait(seller, 1000, minutes=30)]
+    assert arrived(seller, eur=2000) == 2
+    assert due([other, *line]) == [False, True, True]
 
 
 def test_a_transfer_that_waits_for_our_own_balance_is_left_alone(seller: Seller) -> None:
@@ -201,6 +213,13 @@ def test_the_newest_word_on_a_balance_is_kept(seller: Seller) -> None:
     later = NOON + timedelta(seconds=1)
     arrived(seller, later, eur=9)
     assert kept(seller) == ({"eur": 9}, later)
+
+
+def test_the_word_on_one_sellers_balance_says_nothing_of_anothers(seller: Seller) -> None:
+    other = SellerFactory()
+    arrived(other, NOON - timedelta(days=1), eur=5)
+    arrived(seller, eur=8)
+    assert kept(other) == ({"eur": 5}, NOON - timedelta(days=1))
 
 
 def test_an_older_word_is_not_kept_and_may_wake_all_the_same(seller: Seller) -> None:

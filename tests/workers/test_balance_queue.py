@@ -12,6 +12,7 @@ from marketplace.models import BalanceWatch, Seller, SellerTransfer
 from marketplace.services import funds
 from marketplace.states import TransferStatus
 from marketplace.workers.balances import BalanceQueue
+from marketplace.workers.reversal import ReversalQueue
 from tests.factories import SellerFactory, SellerTransferFactory
 from tests.lines import BALANCE, check_is_due, due, is_due, seconds_until_check
 from tests.workers.conftest import REVERSE, drain
@@ -163,13 +164,19 @@ def test_the_oldest_come_first_and_the_rest_follows_by_itself(
     assert not is_due(line[3])
 
 
+@pytest.mark.parametrize("touched", [False, True])
 def test_a_reversal_that_never_waited_wakes_nobody_behind_it(
-    seller: Seller, waiting: Owing, owing: Owing, run_reversals: Run, simulator: Any
+    seller: Seller, waiting: Owing, owing: Owing, gateway: Any, simulator: Any, touched: bool
 ) -> None:
     behind = waiting(5000)
     fresh = owing(100)
     simulator.add_funds(100, account=seller.stripe_account_id)
-    assert run_reversals() == 1
+    queue = ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=9, lease=timedelta(minutes=5))
+    if touched:
+        # Then it is not settled by the short statement.
+        SellerTransfer.objects.get(pk=fresh.pk).change(reason="touched meanwhile", actor="test")
+    queue.perform(claimed)
     assert status(fresh) == TransferStatus.REVERSED
     assert not is_due(behind)
 
