@@ -163,8 +163,9 @@ def assert_sent_once(at_stripe: dict[str, Any]) -> None:
 
 
 def assert_refunds_agree(simulator: Any) -> None:
-    made = Counter(
+    """Those that we asked for; others are made in Stripe's dashboard."""
+    made = [
         event["data"]["object"]["metadata"].get("operation_id") for event in simulator.events(type="refund.created")
-    )
+    ]
     asked = Refund.objects.filter(requested_by__isnull=False)
-    assert made == Counter(str(each) for each in asked.values_list("operation_id", flat=True))
+    assert Counter(filter(None, made)) == Counter(str(each) for each in asked.values_list("operation_id", flat=True))

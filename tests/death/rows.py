@@ -16,36 +16,27 @@ AMOUNT = 5000
 PART = 2000
 
 
+def have_paid(simulator: Any, count: int) -> list[SellerTransfer]:
+    """Transfers that are with their sellers, of orders whose payment Stripe knows."""
+    charges = [simulator.create_charge(AMOUNT) for _ in range(count)]
+    return _completed(simulator, _orders(count, AMOUNT, charges=charges))
+
+
 def owe_reversals(simulator: Any, count: int) -> list[int]:
     """Transfers that are paid and refunded, in part and in whole by turns, due to be reversed now; their ids."""
-    amount = AMOUNT
-    owed = [PART if number % 2 == 0 else amount for number in range(count)]
-    accounts = [simulator.create_account()["id"] for _ in range(count)]
-    made = [simulator.create_transfer(amount, account)["id"] for account in accounts]
-    orders = _orders(count, amount, refunded=owed)
+    owed = [PART if number % 2 == 0 else AMOUNT for number in range(count)]
+    transfers = _completed(simulator, _orders(count, AMOUNT, refunded=owed))
     refunds = Refund.objects.bulk_create(
         Refund(
-            order=order,
-            amount=order.amount_refunded,
+            order=transfer.order,
+            amount=amount,
             currency="eur",
             reason="made at Stripe",
             status=RefundStatus.SUCCEEDED,
             stripe_refund_id=_id("re"),
             succeeded_at=timezone.now(),
         )
-        for order in orders
-    )
-    transfers = SellerTransfer.objects.bulk_create(
-        SellerTransfer(
-            order=order,
-            seller=seller,
-            amount=amount,
-            currency="eur",
-            stripe_transfer_id=transfer,
-            first_attempted_at=timezone.now(),
-            status=TransferStatus.COMPLETED,
-        )
-        for order, seller, transfer in zip(orders, _sellers(accounts), made, strict=True)
+        for transfer, amount in zip(transfers, owed, strict=True)
     )
     TransferReversal.objects.bulk_create(
         TransferReversal(
@@ -90,6 +81,22 @@ def request_refunds(simulator: Any, count: int, *, amount: int = AMOUNT) -> list
 
 def _id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _completed(simulator: Any, orders: Sequence[Order]) -> list[SellerTransfer]:
+    accounts = [simulator.create_account()["id"] for _ in orders]
+    return SellerTransfer.objects.bulk_create(
+        SellerTransfer(
+            order=order,
+            seller=seller,
+            amount=order.amount,
+            currency="eur",
+            stripe_transfer_id=simulator.create_transfer(order.amount, account)["id"],
+            first_attempted_at=timezone.now(),
+            status=TransferStatus.COMPLETED,
+        )
+        for order, account, seller in zip(orders, accounts, _sellers(accounts), strict=True)
+    )
 
 
 def _sellers(accounts: Sequence[str]) -> list[Seller]:
