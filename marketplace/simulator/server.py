@@ -176,6 +176,9 @@ class Server:
         except Exception:
             logger.exception("%s %s failed inside the simulator", record.method, record.path)
             answer = calls.refusal(errors.server_fault(), record.id)
+        if rule is not None and rule.action == "drop_after":
+            await asyncio.sleep(rule.hold)
+            return self._drop(request)
         return self._send(request, record, answer, rule)
 
     def _judge(self, record: RequestRecord, found: tuple[Route, list[str]] | None) -> faults.Verdict:
@@ -327,8 +330,6 @@ class Server:
         self, request: web.BaseRequest, record: RequestRecord, answer: Answer, rule: faults.Rule | None
     ) -> web.StreamResponse:
         action = rule.action if rule is not None else None
-        if action == "drop_after":
-            return self._drop(request)
         record.status = answer.status
         headers = answer.headers
         headers["Request-Id"] = record.id

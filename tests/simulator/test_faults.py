@@ -138,6 +138,17 @@ def test_latency_lets_calls_overlap(
     assert len(sim.reversals_of(transfer["id"])) == 8
 
 
+@pytest.mark.parametrize("action", ["drop_before", "drop_after"])
+def test_a_dropped_caller_is_kept_waiting_for_as_long_as_was_asked(
+    client: stripe.StripeClient, sim: StripeSimulator, action: str
+) -> None:
+    sim.faults.add(action, hold=0.3, times=1)
+    began = time.monotonic()
+    with pytest.raises(stripe.APIConnectionError):
+        client.v1.balance.retrieve()
+    assert time.monotonic() - began >= 0.3
+
+
 def test_a_limit_counts_an_endpoint_whatever_the_id(
     client: stripe.StripeClient, sim: StripeSimulator, seller: str
 ) -> None:
