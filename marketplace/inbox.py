@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import Q
 
 from marketplace.backoff import RetryPolicy
@@ -125,15 +125,24 @@ def _apply(row: WebhookEvent) -> None:
             outcome = _dispatch(row)
     except DATABASE_TROUBLE:
         raise
-    except Ignored as why:
-        _mark(row, EventStatus.IGNORED, str(why))
-    except UnknownOrder as error:
-        _mark_failed(row, UNKNOWN_ORDER, error)
     except Exception as error:
-        logger.exception("webhook_event_failed", event_id=row.stripe_event_id, type=row.type)
-        _mark_failed(row, type(error).__name__, error)
+        if transaction.get_rollback():
+            # Not even the effect could be taken back: the database went away just then. Nothing can be written down.
+            raise OperationalError("the database went away while an effect was taken back") from error
+        _mark_not_applied(row, error)
     else:
         _mark(row, EventStatus.PROCESSED, outcome, **outcomes.CLEARED_ERROR)
+
+
+def _mark_not_applied(row: WebhookEvent, error: Exception) -> None:
+    match error:
+        case Ignored():
+            _mark(row, EventStatus.IGNORED, str(error))
+        case UnknownOrder():
+            _mark_failed(row, UNKNOWN_ORDER, error)
+        case _:
+            logger.error("webhook_event_failed", event_id=row.stripe_event_id, type=row.type, exc_info=error)
+            _mark_failed(row, type(error).__name__, error)
 
 
 def _mark(row: WebhookEvent, status: EventStatus, outcome: str, **fields: Any) -> None:

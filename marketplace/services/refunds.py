@@ -9,7 +9,7 @@ import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import Q, Sum
 from django.db.models.functions import Now
 
@@ -287,6 +287,9 @@ def _settle_created(claimed: Refund, facts: RefundFacts, *, actor: str) -> Refun
         with transaction.atomic():
             return record(facts, actor=actor)
     except (ConflictingFacts, MalformedEvent) as conflict:
+        if transaction.get_rollback():
+            # Not even what was begun could be taken back: the database went away just then. The settle comes again.
+            raise OperationalError("the database went away while facts were taken back") from conflict
         error = outcomes.error("conflicting_facts", conflict.message)
         refund = _still_asking(claimed)
         _try_again(refund, error, actor=actor)

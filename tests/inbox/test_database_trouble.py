@@ -9,11 +9,12 @@ import pytest
 from django.db import InterfaceError, OperationalError, connection, connections
 
 from marketplace import inbox
+from marketplace.errors import ConflictingFacts, UnknownOrder
 from marketplace.gateway import stripe_events
 from marketplace.models import Order, Refund, WebhookEvent
 from marketplace.services import refunds
-from marketplace.states import EventStatus, OrderStatus
-from tests.factories import order_with_items, order_with_transfers
+from marketplace.states import EventStatus, OrderStatus, RefundStatus
+from tests.factories import RefundFactory, order_with_items, order_with_transfers
 from tests.inbox.conftest import Event, events_of, make_due, only, pay
 
 Verified = Callable[[Event], stripe_events.IncomingEvent]
@@ -63,11 +64,7 @@ def test_a_connection_that_breaks_in_the_middle_stores_nothing(
     original = refunds.record
 
     def broken(*args: Any, **kwargs: Any) -> Any:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            (pid,) = cursor.fetchone()
-        with another_session.cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        break_connection(another_session)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(refunds, "record", broken)
@@ -77,6 +74,54 @@ def test_a_connection_that_breaks_in_the_middle_stores_nothing(
     monkeypatch.undo()
     assert not WebhookEvent.objects.exists()
     assert inbox.receive(verified(refunded)).status == EventStatus.PROCESSED
+
+
+def break_connection(another_session: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    with another_session.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+
+def test_a_connection_that_breaks_after_the_effect_was_refused_stores_nothing(
+    verified: Verified, refunded: Event, another_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django then cannot take the refused effect back, and hides that behind the refusal."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        break_connection(another_session)
+        raise UnknownOrder("not paid yet")
+
+    monkeypatch.setattr(refunds, "record", refused)
+    with pytest.raises(OperationalError, match="the database went away"):
+        inbox.receive(verified(refunded))
+    connection.close()
+    monkeypatch.undo()
+    assert not WebhookEvent.objects.exists()
+    assert inbox.receive(verified(refunded)).status == EventStatus.PROCESSED
+
+
+def test_an_answer_is_not_taken_for_a_contradiction_when_the_connection_broke(
+    transactional_db: None, simulator: Any, gateway: Any, another_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = simulator.create_charge(5000)
+    order = order_with_transfers((5000,), stripe_payment_intent_id=charge["payment_intent"])
+    refund = Refund.objects.get(pk=RefundFactory(order=order, amount=5000).pk)
+    answer = refunds.ask(refund, gateway)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        break_connection(another_session)
+        raise ConflictingFacts("of another amount")
+
+    monkeypatch.setattr(refunds, "record", refused)
+    with pytest.raises(OperationalError, match="the database went away"):
+        refunds.settle(refund, answer, actor="test")
+    connection.close()
+    monkeypatch.undo()
+    refund.refresh_from_db()
+    assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "")
+    assert refunds.settle(refund, answer, actor="test").status == RefundStatus.SUCCEEDED
 
 
 def test_a_retry_during_trouble_spends_nothing_and_keeps_its_lease(
