@@ -1,0 +1,1 @@
+"""One module for one measurement: ``measure(run)`` gives its rows."""

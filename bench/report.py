@@ -1,0 +1,179 @@
+"""Bars, what was measured against them, and how both are shown."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.arithmetic import Spread
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure must reach. ``decimals`` and ``unit`` are for showing it; a share is shown in percent."""
+
+    limit: float
+    at_least: bool
+    unit: str = ""
+    decimals: int = 2
+
+    def is_met_by(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def show(self, value: float, *, unit: bool = True) -> str:
+        if self.unit == "%":
+            return f"{value * 100:.{self.decimals}f}" + (" %" if unit else "")
+        return f"{value:.{self.decimals}f}" + (f" {self.unit}" if unit and self.unit else "")
+
+    def __str__(self) -> str:
+        shown = self.show(self.limit)
+        if "." in shown.split(" ")[0]:
+            number, *rest = shown.split(" ")
+            shown = " ".join([number.rstrip("0").rstrip("."), *rest])
+        return ("≥ " if self.at_least else "≤ ") + shown
+
+
+def at_least(limit: float, unit: str = "", decimals: int = 2) -> Bar:
+    return Bar(limit=limit, at_least=True, unit=unit, decimals=decimals)
+
+
+def at_most(limit: float, unit: str = "", decimals: int = 2) -> Bar:
+    return Bar(limit=limit, at_least=False, unit=unit, decimals=decimals)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure against its bar; one value for each repetition."""
+
+    measurement: str
+    figure: str
+    bar: Bar
+    values: Sequence[float]
+    # The bar holds for every repetition, not for the one in the middle.
+    worst: bool = False
+    note: str = ""
+    # What the figure was computed from, and the absolute numbers of this machine.
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> float:
+        spread = Spread.of(self.values)
+        if not self.worst:
+            return spread.median
+        return spread.low if self.bar.at_least else spread.high
+
+    @property
+    def is_met(self) -> bool:
+        return self.bar.is_met_by(self.judged)
+
+    def as_json(self) -> dict[str, Any]:
+        spread = Spread.of(self.values)
+        return {
+            "measurement": self.measurement,
+            "figure": self.figure,
+            "bar": str(self.bar),
+            "met": self.is_met,
+            "judged_by": "worst" if self.worst else "median",
+            "median": spread.median,
+            "low": spread.low,
+            "high": spread.high,
+            "unit": self.bar.unit,
+            "values": list(self.values),
+            "note": self.note,
+            "details": self.details,
+        }
+
+
+def table(rows: Sequence[Row]) -> Table:
+    shown = Table(title="Measured against the bars", title_justify="left", pad_edge=False)
+    for name in ("figure", "bar", "measured", "spread", "", "beside it"):
+        right = name in {"bar", "measured", "spread"}
+        shown.add_column(name, justify="right" if right else "left", no_wrap=name in {"bar", "measured", "spread", ""})
+    for row in rows:
+        verdict = Text("met", style="green") if row.is_met else Text("NOT MET", style="bold red")
+        shown.add_row(row.figure, str(row.bar), *_measured(row), verdict, row.note)
+    return shown
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    lines = ["| figure | bar | measured | spread | | beside it |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    for row in rows:
+        verdict = "met" if row.is_met else "**not met**"
+        lines.append("| " + " | ".join([row.figure, str(row.bar), *_measured(row), verdict, row.note]) + " |")
+    return "\n".join(lines)
+
+
+def page(machine: dict[str, Any], rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> str:
+    """What docs/benchmarks.md shows of a run."""
+    versions = {**machine["packages"], **machine["compared_with"]}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    ran = (
+        f"Run of {machine['when']}, commit {machine['commit']}: {machine['processors']} × {machine['processor']},"
+        f" {machine['memory_gb']} GB, Python {machine['python']}, PostgreSQL {machine['postgresql']}, {packages};"
+        f" {machine['repetitions']} repetitions, {machine['minutes']} minutes."
+    )
+    lines = [
+        ran,
+        "",
+        markdown(rows),
+        "",
+        "The machine meanwhile (steal and busy: shares of all processors' time; the loop is always the same work):",
+        "",
+        "| measurement | steal | worst | busy | fixed loop, ms | its spread |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *("| " + " | ".join(row) + " |" for row in noise_rows(noise)),
+    ]
+    return "\n".join(lines)
+
+
+def _measured(row: Row) -> tuple[str, str]:
+    spread = Spread.of(row.values)
+    between = f"{row.bar.show(spread.low, unit=False)} … {row.bar.show(spread.high, unit=False)}"
+    return row.bar.show(row.judged), between if len(row.values) > 1 else ""
+
+
+def noise_table(noise: Sequence[dict[str, Any]]) -> Table:
+    """What the machine did beside us, for each measurement: medians, and the worst."""
+    shown = Table(title="The machine meanwhile", title_justify="left", pad_edge=False)
+    for name in ("measurement", "steal", "worst", "busy", "fixed loop, ms", "its spread"):
+        shown.add_column(name, justify="left" if name == "measurement" else "right")
+    for row in noise_rows(noise):
+        shown.add_row(*row)
+    return shown
+
+
+def noise_rows(noise: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(each["measurement"] for each in noise):
+        of = [each for each in noise if each["measurement"] == name]
+        steal = Spread.of([each["steal"] for each in of])
+        busy = Spread.of([each["busy"] for each in of])
+        loop = Spread.of([each["loop_ms"] for each in of])
+        rows.append(
+            (
+                name,
+                f"{steal.median:.1%}",
+                f"{steal.high:.1%}",
+                f"{busy.median:.0%}",
+                f"{loop.median:.1f}",
+                f"{loop.low:.1f} … {loop.high:.1f}",
+            )
+        )
+    return rows
+
+
+def show(console: Console, rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> None:
+    console.print()
+    console.print(table(rows))
+    console.print()
+    console.print(noise_table(noise))
+
+
+def write(path: Path, *, machine: dict[str, Any], rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> None:
+    written = {"machine": machine, "rows": [row.as_json() for row in rows], "noise": list(noise)}
+    path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
