@@ -102,11 +102,8 @@ def breakers() -> dict[str, bool]:
 def living_workers() -> dict[str, int]:
     """How many workers serve each kind of work, by the database's clock."""
     alive = WorkerHeartbeat.objects.filter(seen_at__gt=Now() - DEAD_AFTER)
-    counts = dict.fromkeys(SERVED_AS.values(), 0)
-    for queues in alive.values_list("queues", flat=True):
-        for name in queues:
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+    served = [name for queues in alive.values_list("queues", flat=True) for name in queues]
+    return {name: served.count(name) for name in SERVED_AS.values()}
 
 
 def tallies(model: type[Model]) -> list[Tally]:

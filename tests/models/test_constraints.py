@@ -17,10 +17,12 @@ from marketplace.models import (
     Order,
     Product,
     Refund,
+    RequestAllowance,
     Seller,
     SellerTransfer,
     TransferReversal,
     WebhookEvent,
+    WorkerHeartbeat,
 )
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
@@ -293,6 +295,16 @@ def test_every_row_has_a_name_for_people(model: Any) -> None:
         WebhookEvent: WebhookEventFactory,
     }[model]
     assert "object" not in str(make())
+
+
+def test_the_workers_rows_have_names_too() -> None:
+    rows = [
+        BalanceWatch(seller_id=7),
+        CircuitBreaker(work="reversal"),
+        RequestAllowance(endpoint="GET /v1/balance"),
+        WorkerHeartbeat(identity="a worker on a host"),
+    ]
+    assert [str(row) for row in rows] == ["balance of seller 7", "reversal", "GET /v1/balance", "a worker on a host"]
 
 
 def test_an_items_amount_is_computed_by_the_database() -> None:

@@ -9,6 +9,7 @@ from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
 from marketplace import throttle
+from marketplace.errors import NotNow
 from marketplace.gateway import stripe_api
 from marketplace.models import CircuitBreaker, Refund, SellerTransfer
 from marketplace.services import leases, refunds
@@ -209,17 +210,34 @@ def test_a_refund_asked_for_in_an_outage_goes_out_as_soon_as_stripe_is_back(
     assert refund.status == "succeeded"
 
 
-def test_a_turn_that_would_come_too_late_costs_the_row_nothing(at_stripe: Make, simulator: Any) -> None:
-    transfer = at_stripe()
-    allowance = throttle.RequestAllowance(20)
-    allowance.enter(REVERSE)
-    throttle.connection.cursor().execute(
-        "UPDATE marketplace_requestallowance SET next_free_at = clock_timestamp() + interval '1 minute'"
-    )
+class Full:
+    """A gate before which too many wait."""
+
+    def enter(self, endpoint: str) -> None:
+        raise NotNow("too many requests wait for their turn", seconds=5.0)
+
+    def limited(self, endpoint: str, reason: str) -> None:
+        raise AssertionError("nothing was sent")
+
+
+@pytest.mark.parametrize("queue_class", [reversal.ReversalQueue, reversal.RefundQueue, transfer_retry.TransferQueue])
+def test_a_turn_that_would_come_too_late_costs_the_row_nothing(
+    at_stripe: Make, payable: Make, refund_in_hand: Refund, simulator: Any, queue_class: type[Any]
+) -> None:
+    rows: dict[type[Any], Any] = {
+        reversal.ReversalQueue: at_stripe(),
+        reversal.RefundQueue: refund_in_hand,
+        transfer_retry.TransferQueue: payable(),
+    }
+    SellerTransfer.objects.exclude(
+        pk__in=[rows[reversal.ReversalQueue].pk, rows[transfer_retry.TransferQueue].pk]
+    ).update(next_retry_at=Now() + timedelta(days=1))
+    row = rows[queue_class]
+    status = row.status
     simulator.requests.clear()
-    drain(reversal.ReversalQueue(stripe_api.connect(gate=allowance)))
-    transfer.refresh_from_db()
-    assert (transfer.retry_count, transfer.last_error_code) == (0, "postponed")
+    drain(queue_class(stripe_api.connect(gate=Full())))
+    row.refresh_from_db()
+    assert (row.status, row.retry_count, row.last_error_code) == (status, 0, "postponed")
     assert len(list(simulator.requests)) == 0
-    (seconds,) = leases.seconds_until_due([reversal.ReversalQueue.due])
+    (seconds,) = leases.seconds_until_due([queue_class.due])
     assert seconds == pytest.approx(5, abs=1)

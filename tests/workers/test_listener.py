@@ -141,3 +141,20 @@ def test_while_it_cannot_connect_workers_look_often(
         start("veza_one")
         heard.wait()
     assert [entry["event"] for entry in logs] == ["listener_reconnects"] * 3
+
+
+def test_what_comes_while_it_tries_its_ears_is_told_too(
+    start: Start, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(psycopg.Connection[Any]):
+        """Another notification comes first."""
+
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(query).startswith("NOTIFY"):
+                super().execute("NOTIFY veza_one, '5000'")
+            return super().execute(query, *args, **kwargs)
+
+    monkeypatch.setattr(module, "_connect", lambda: Busy.connect(**plain_parameters(), autocommit=True))
+    start("veza_one")
+    heard.wait(2)
+    assert sorted(heard.all) == [("veza_one", 0.0), ("veza_one", 5.0)]

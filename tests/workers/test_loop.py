@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
 from marketplace.models import SellerTransfer
-from marketplace.services import leases, refunds, transfers
+from marketplace.services import leases, refunds, reversals, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
-from marketplace.workers.loop import Worker
+from marketplace.workers.loop import Worker, persistently
 from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
 from tests.services.test_refunds import facts
@@ -422,6 +422,7 @@ def test_an_event_given_back_unbegun_is_due_at_once() -> None:
     queue = reversal.EventQueue()
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     assert queue.claim(batch_size=1, lease=timedelta(minutes=5)) == []
+    assert not queue.is_held_back(claimed)
     queue.release(claimed)
     queue.settle_unexpected(claimed, ValueError("kept by applying itself"))
     assert len(queue.claim(batch_size=1, lease=timedelta(minutes=5))) == 1
@@ -613,3 +614,38 @@ def test_a_killed_worker_leaves_a_row_that_another_one_finishes(
     transfer.refresh_from_db()
     assert transfer.status == TransferStatus.REVERSED
     assert len(simulator.reversals_of(transfer.stripe_transfer_id)) == 1
+
+
+# --- Writing an answer down while the database is away ----------------------------------------------------------------
+
+
+def test_an_answer_is_written_down_again_and_again_until_the_database_is_back(
+    at_stripe: Make, gateway: Any, simulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marketplace.workers.loop.DATABASE_PAUSE_SECONDS", 0.0)
+    transfer = at_stripe()
+    failures = iter(range(3))
+    settle = reversals.settle
+
+    def away(*args: Any, **kwargs: Any) -> Any:
+        if next(failures, None) is not None:
+            raise OperationalError("the database system is shutting down")
+        return settle(*args, **kwargs)
+
+    monkeypatch.setattr(reversals, "settle", away)
+    with capture_logs() as logs:
+        assert drain(reversal.ReversalQueue(gateway)) == 1
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSED
+    assert [entry["event"] for entry in logs].count("database_away") == 3
+    assert len(simulator.requests.to(REVERSE)) == 1
+
+
+def test_a_database_that_stays_away_leaves_the_answer_to_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketplace.workers.loop.SETTLING_SECONDS", 0.0)
+
+    def away() -> None:
+        raise OperationalError("away")
+
+    with pytest.raises(OperationalError):
+        persistently(away)
