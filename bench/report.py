@@ -127,6 +127,8 @@ def page(machine: dict[str, Any], rows: Sequence[Row], noise: Sequence[dict[str,
         "| measurement | steal | worst | busy | fixed loop, ms | its spread |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *("| " + " | ".join(row) + " |" for row in noise_rows(noise)),
+        "",
+        "All of it, with every repetition: [benchmarks.json](benchmarks.json).",
     ]
     return "\n".join(lines)
 
