@@ -1,7 +1,9 @@
 """``python -m bench``: measure everything, or what is named, and show it against the bars."""
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import importlib
 import os
 import platform
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -48,7 +51,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     began = time.monotonic()
     try:
-        run, rows = _measure(options, console)
+        with _alone():
+            run, rows = _measure(options, console)
     except ChildFailed as error:
         console.print(f"error: {error}", markup=False, highlight=False)
         return 1
@@ -105,7 +109,7 @@ def _measure(options: argparse.Namespace, console: Console) -> tuple[Run, list[R
 
 def _claim_and_memory(run: Run) -> list[Row]:
     """Memory is no matter of time: it is looked at while the tables for the claims are filled."""
-    with FakeStripe(ground.LOGS) as stripe, ThreadPoolExecutor(1) as beside:
+    with FakeStripe(ground.LOGS, "stripe-memory") as stripe, ThreadPoolExecutor(1) as beside:
         other = dataclasses.replace(run, stripe=stripe, measurement="memory")
         looking = beside.submit(memory.measure, other)
         try:
@@ -113,6 +117,18 @@ def _claim_and_memory(run: Run) -> list[Row]:
         except BaseException:
             processes.stop_all()
             raise
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two runs at once would measure each other, and share a PostgreSQL that each of them removes."""
+    ground.STATE.mkdir(parents=True, exist_ok=True)
+    with (ground.STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ChildFailed("another run of the benchmark is under way in this checkout") from None
+        yield
 
 
 def _interrupted(_number: int, _frame: object) -> NoReturn:

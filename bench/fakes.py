@@ -13,11 +13,11 @@ from bench.processes import PYTHON, Child, ChildFailed, environment, free_port
 
 
 class FakeStripe:
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, name: str = "stripe") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.child = Child(
-            f"stripe-{self.port}",
+            name,
             [PYTHON, "-m", "bench.fake_stripe", str(self.port)],
             env=environment(),
             logs=logs,

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,15 @@ class Server:
         STATE.mkdir(parents=True, exist_ok=True)
         LOGS.mkdir(exist_ok=True)
         # Asked at a server's start only, so it is written before: by a process that stops the server at its end.
-        subprocess.run([PYTHON, "-m", "bench.ground"], cwd=ROOT, env=environment(), check=True)
+        subprocess.run([PYTHON, "-m", "bench.ground", "configure"], cwd=ROOT, env=environment(), check=True)
+        # Should we be killed, it sees its input end, and removes what we no longer can.
+        self._guard = subprocess.Popen(
+            [PYTHON, "-m", "bench.ground", "guard"],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.socket = database.ensure_running(POSTGRES)
         self.log = POSTGRES / "log"
         with self.connect("postgres") as connection:
@@ -83,8 +92,9 @@ class Server:
                 _drop(connection, name)
 
     def remove(self) -> None:
-        database.stop(POSTGRES)
-        shutil.rmtree(POSTGRES, ignore_errors=True)
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        self._guard.wait()
 
 
 def _drop(connection: Connection, name: str) -> None:
@@ -375,7 +385,13 @@ def asked(lines: list[str]) -> Asked:
     return Asked(statements=len(lines), transactions=len({match[2] for match in found if match}))
 
 
-def _write_settings() -> None:
+def _guard() -> None:
+    sys.stdin.read()
+    database.stop(POSTGRES)
+    shutil.rmtree(POSTGRES, ignore_errors=True)
+
+
+def _configure() -> None:
     socket = database.ensure_running(POSTGRES)
     with psycopg.connect(host=socket, user="postgres", dbname="postgres", autocommit=True) as connection:
         # When exactly a webhook's transaction was committed.
@@ -383,4 +399,4 @@ def _write_settings() -> None:
 
 
 if __name__ == "__main__":
-    _write_settings()
+    {"configure": _configure, "guard": _guard}[sys.argv[1]]()
