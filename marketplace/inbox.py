@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import Q
 
 from marketplace.backoff import RetryPolicy
@@ -120,8 +120,11 @@ def _apply_what_waited_for(order: Order) -> None:
 def _apply(row: WebhookEvent) -> None:
     """Apply the event and mark it, both inside the caller's transaction."""
     try:
-        # A savepoint: what fails is taken back, and the event with its error stays.
-        with transaction.atomic():
+        try:
+            outcome = _dispatch(row)
+        except UnknownOrder:
+            # Its payment may be just being taken in by somebody else, who cannot see this event yet.
+            _not_beside_its_payment(row.payload["data"]["object"])
             outcome = _dispatch(row)
     except DATABASE_TROUBLE:
         raise
@@ -169,7 +172,30 @@ def _mark_failed(row: WebhookEvent, code: str, exception: Exception) -> None:
 # --- What each type of event does -------------------------------------------------------------------------------------
 
 
+def _not_beside_its_payment(body: Mapping[str, Any]) -> None:
+    """Until the transaction ends, no other event takes this turn that is about the same payment or charge.
+
+    A refund that finds no paid order is marked as waiting, and a payment applies all that wait for it. Side by side
+    neither would see the other, and the refund would be left to its backoff, or for ever if that is spent.
+    """
+    named = [body.get(name) for name in ("id", "payment_intent", "charge", "latest_charge")]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT pg_advisory_xact_lock(turn)
+            FROM (SELECT DISTINCT hashtextextended(name, 0) AS turn FROM unnest(%s::text[]) AS name ORDER BY 1) AS turns
+            """,
+            [[name for name in named if isinstance(name, str)]],
+        )
+
+
 def _dispatch(row: WebhookEvent) -> str:
+    """Apply the event, as a whole or not at all: what fails is taken back, and the event with its error stays."""
+    with transaction.atomic():
+        return _handle(row)
+
+
+def _handle(row: WebhookEvent) -> str:
     handler = HANDLERS.get(row.type)
     if handler is None:
         raise Ignored("this type is not used")
@@ -185,6 +211,7 @@ def _dispatch(row: WebhookEvent) -> str:
 
 def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     facts = stripe_api.payment_facts(body, seen_at=row.stripe_created_at)
+    _not_beside_its_payment(body)
     try:
         order = payments.record(facts, actor=_actor(row))
     except UnknownOrder as error:

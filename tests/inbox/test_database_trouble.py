@@ -1,6 +1,7 @@
 """A database that is away, slow or asked twice at once: nothing half done, nothing lost, nothing done twice."""
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from django.db import InterfaceError, OperationalError, connection, connections
 
 from marketplace import inbox
-from marketplace.errors import ConflictingFacts, UnknownOrder
+from marketplace.errors import ConflictingFacts, MarketplaceError, UnknownOrder
 from marketplace.gateway import stripe_events
 from marketplace.models import Order, Refund, WebhookEvent
 from marketplace.services import refunds
@@ -84,17 +85,22 @@ def break_connection(another_session: Any) -> None:
         cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
 
 
+@pytest.mark.parametrize("refusal", [UnknownOrder(), ConflictingFacts()], ids=["unknown", "conflict"])
 def test_a_connection_that_breaks_after_the_effect_was_refused_stores_nothing(
-    verified: Verified, refunded: Event, another_session: Any, monkeypatch: pytest.MonkeyPatch
+    verified: Verified,
+    refunded: Event,
+    another_session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: MarketplaceError,
 ) -> None:
     """Django then cannot take the refused effect back, and hides that behind the refusal."""
 
     def refused(*_: Any, **__: Any) -> Any:
         break_connection(another_session)
-        raise UnknownOrder("not paid yet")
+        raise refusal
 
     monkeypatch.setattr(refunds, "record", refused)
-    with pytest.raises(OperationalError, match="the database went away"):
+    with pytest.raises(OperationalError):
         inbox.receive(verified(refunded))
     connection.close()
     monkeypatch.undo()
@@ -199,3 +205,85 @@ def test_two_events_of_one_refund_at_once_owe_it_once(
     order = Order.objects.get()
     assert order.refunds.count() == 1
     assert [transfer.reversals.count() for transfer in order.transfers.all()] == [1, 1]
+
+
+@pytest.fixture
+def two_early(transactional_db: None, simulator: Any, settings: Any) -> tuple[Event, Event]:
+    """A refund and its payment, of which nothing is known here. An event without its order is not tried twice."""
+    settings.REVERSAL_MAX_RETRIES = 0
+    charge = pay(simulator, order_with_items((3000, 2000)))
+    refund = simulator.create_refund(charge["id"], status="succeeded")
+    return only(events_of(simulator, "refund.created", refund["id"])), only(
+        events_of(simulator, "payment_intent.succeeded")
+    )
+
+
+def test_a_payment_taken_in_between_a_refunds_look_and_its_mark_is_seen(
+    two_early: tuple[Event, Event], unblocked_database: None, verified: Verified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refund, payment = map(verified, two_early)
+    original = refunds.record
+    looks: list[Any] = []
+
+    def looked_just_before(*args: Any, **kwargs: Any) -> Any:
+        looks.append(args)
+        if len(looks) > 1:
+            return original(*args, **kwargs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            elsewhere(lambda: inbox.receive(payment)).join()
+
+    monkeypatch.setattr(refunds, "record", looked_just_before)
+    assert inbox.receive(refund).status == EventStatus.PROCESSED
+    assert Order.objects.get().status == OrderStatus.REFUNDED
+
+
+def test_a_payment_waits_for_a_refund_that_is_being_marked_and_then_applies_it(
+    two_early: tuple[Event, Event],
+    unblocked_database: None,
+    verified: Verified,
+    another_session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refund, payment = map(verified, two_early)
+    original = inbox._mark_not_applied
+    threads: list[threading.Thread] = []
+
+    def marks_while_the_payment_waits(*args: Any) -> None:
+        threads.append(elsewhere(lambda: inbox.receive(payment)))
+        wait_until(lambda: someone_waits_for_a_turn(another_session))
+        original(*args)
+
+    monkeypatch.setattr(inbox, "_mark_not_applied", marks_while_the_payment_waits)
+    assert inbox.receive(refund).status == EventStatus.IGNORED
+    threads[0].join()
+    assert {row.status for row in WebhookEvent.objects.all()} == {EventStatus.PROCESSED}
+    assert Order.objects.get().status == OrderStatus.REFUNDED
+
+
+def elsewhere(act: Callable[[], Any]) -> threading.Thread:
+    """Begin something in another thread, with a connection of its own."""
+
+    def run() -> None:
+        try:
+            act()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def someone_waits_for_a_turn(session: Any) -> bool:
+    with session.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return bool(cursor.fetchone()[0])
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.01)
