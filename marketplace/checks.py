@@ -8,10 +8,13 @@ from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Caution
 
 from marketplace.throttle import LONGEST_WAIT
-from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, attempt
+from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, shortest_lease
 
 # Besides the threads of a worker: its claimer, its listener, the metrics page, and one to spare.
 CONNECTIONS_BESIDES_THREADS = 4
+
+# Requests a second to one endpoint (docs.stripe.com/rate-limits).
+STRIPES_DEFAULT_LIMIT = 25
 
 UNFINISHED = [
     ("STRIPE_SECRET_KEY", "nothing can be asked of Stripe"),
@@ -26,15 +29,16 @@ def seconds(duration: timedelta) -> str:
 @register
 def lease_outlasts_an_attempt(**_: Any) -> list[CheckMessage]:
     """A lease that ends during an attempt lets a second worker send what the first one is sending."""
-    needed = attempt()
+    needed = shortest_lease()
     if needed <= settings.REVERSAL_LEASE:
         return []
     return [
         Error(
-            f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, but one attempt may take {seconds(needed)}.",
+            f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, but a row may be held for {seconds(needed)}.",
             hint=(
                 f"{CALLS_PER_ATTEMPT} calls, each of STRIPE_CONNECT_TIMEOUT + STRIPE_READ_TIMEOUT and up to"
-                f" {seconds(LONGEST_WAIT)} for its turn, and time to settle: raise the lease, or lower the timeouts."
+                f" {seconds(LONGEST_WAIT)} for its turn, and time to begin and to settle: raise the lease, or lower the"
+                " timeouts."
             ),
             id="marketplace.E001",
         )
@@ -86,6 +90,20 @@ def pool_serves_every_thread(**_: Any) -> list[CheckMessage]:
                 f" most {max(largest - CONNECTIONS_BESIDES_THREADS, 1)}, or a larger pool."
             ),
             id="marketplace.E004",
+        )
+    ]
+
+
+@register
+def allowance_is_below_stripes_limit(**_: Any) -> list[CheckMessage]:
+    if settings.STRIPE_MAX_REQUESTS_PER_SECOND in range(1, STRIPES_DEFAULT_LIMIT):
+        return []
+    rate = settings.STRIPE_MAX_REQUESTS_PER_SECOND or "0, which is no limit"
+    return [
+        Caution(
+            f"STRIPE_MAX_REQUESTS_PER_SECOND is {rate}.",
+            hint=f"Stripe's default limit is {STRIPES_DEFAULT_LIMIT}: expected less, unless it granted you more.",
+            id="marketplace.W002",
         )
     ]
 

@@ -27,15 +27,17 @@ logger = structlog.get_logger(__name__)
 # --- The request allowance --------------------------------------------------------------------------------------------
 
 # Departures are spaced by 1 / (rate · UTILISATION). So many a second fit into no window of one second as long as each
-# leaves less late than the slack this makes: (1 / 0.965 - 1) s = 36 ms, of which the way to Stripe gets 6.
+# leaves less late than the slack this makes: (1 / 0.965 - 1) s = 36 ms, of which the way to Stripe gets 16.
 UTILISATION = 0.965
-LATEST_DEPARTURE = 0.030
+LATEST_DEPARTURE = 0.020
 # Longer than this no call waits for its turn: its row comes again instead. Part of an attempt's length (see checks).
 LONGEST_WAIT = timedelta(seconds=5)
-# After a 429: this much pause, then twice the spacing; half of what was added is forgotten in so many seconds.
+# After a 429: this much pause, then wider spacing; half of what was added is forgotten in so many seconds.
 PAUSE_SECONDS = 1
-SLOWER = 2
+SLOWER = 1.5
 SLOWEST = 32
+# Nothing is reserved so far ahead, even at the slowest: a time beyond is of a clock that was set back since.
+FARTHEST = timedelta(minutes=2)
 HALF_FORGOTTEN_SECONDS = 10
 
 
@@ -117,7 +119,7 @@ class RequestAllowance:
 
     def _reserve(self, endpoint: str, count: int) -> list[float]:
         spacing = timedelta(seconds=self._spacing)
-        params: list[Any] = [endpoint, count, spacing, spacing, count, spacing, LONGEST_WAIT]
+        params: list[Any] = [endpoint, count, spacing, spacing, FARTHEST, count, spacing, LONGEST_WAIT, FARTHEST]
         try:
             with connection.cursor() as cursor:
                 cursor.execute(
@@ -126,10 +128,11 @@ class RequestAllowance:
                     VALUES (%s, clock_timestamp() + %s * %s, %s, 1)
                     ON CONFLICT (endpoint) DO UPDATE
                     SET (next_free_at, spacing) = (
-                        SELECT GREATEST(a.next_free_at, clock_timestamp()) + %s * s.spacing, s.spacing
+                        SELECT CASE WHEN a.next_free_at > clock_timestamp() + %s THEN clock_timestamp()
+                            ELSE GREATEST(a.next_free_at, clock_timestamp()) END + %s * s.spacing, s.spacing
                         FROM (SELECT %s * {SLOWNESS} AS spacing) AS s
                     )
-                    WHERE a.next_free_at < clock_timestamp() + %s
+                    WHERE a.next_free_at < clock_timestamp() + %s OR a.next_free_at > clock_timestamp() + %s
                     RETURNING EXTRACT(EPOCH FROM next_free_at - clock_timestamp()), EXTRACT(EPOCH FROM spacing)
                     """,  # noqa: S608 - a constant of this module
                     params,
@@ -166,7 +169,7 @@ def gateway() -> stripe_api.StripeGateway:
 
 # Stripe failed for so many different sellers (or orders), with no success between: not the matter of one of them.
 OPENS_AFTER = 5
-# Between two probes of a Stripe that fails: 5, 10, 15, 15 … seconds.
+# Until the first probe of a Stripe that fails, and from then on: 5; 5, 10, 15, 15 … seconds.
 PROBE_INTERVAL = timedelta(seconds=5)
 LARGEST_PROBE_INTERVAL = timedelta(seconds=15)
 
@@ -252,12 +255,15 @@ def take_probe(work: str, *, lease: timedelta) -> bool:
 
 
 def give_probe_back(work: str) -> None:
-    """No row was there to try: the next that comes need not wait for the lease."""
+    """It told nothing: no row was there to try, or what happened to it says nothing of Stripe. The next probe need not
+    wait for the lease.
+    """
+    params: list[Any] = [PROBE_INTERVAL, work]
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE marketplace_circuitbreaker SET next_probe_at = statement_timestamp(), probes = probes - 1
+            UPDATE marketplace_circuitbreaker SET next_probe_at = statement_timestamp() + %s, probes = probes - 1
             WHERE work = %s AND opened_at IS NOT NULL AND probes > 0
             """,
-            [work],
+            params,
         )

@@ -30,16 +30,24 @@ def test_the_tests_own_settings_have_no_fault() -> None:
 
 def test_a_lease_as_long_as_an_attempt_may_take_is_enough(settings: Settings) -> None:
     settings.STRIPE_CONNECT_TIMEOUT, settings.STRIPE_READ_TIMEOUT = timedelta(seconds=5), timedelta(seconds=20)
-    settings.REVERSAL_LEASE = timedelta(seconds=160)
+    settings.REVERSAL_LEASE = timedelta(seconds=180)
     assert found() == []
 
 
 def test_a_shorter_lease_is_an_error(settings: Settings) -> None:
     settings.STRIPE_CONNECT_TIMEOUT, settings.STRIPE_READ_TIMEOUT = timedelta(seconds=5), timedelta(seconds=20)
-    settings.REVERSAL_LEASE = timedelta(seconds=159)
+    settings.REVERSAL_LEASE = timedelta(seconds=179)
     assert found() == ["marketplace.E001"]
     (finding,) = run_checks()
-    assert finding.msg == "REVERSAL_LEASE is 159s, but one attempt may take 160s."
+    assert finding.msg == "REVERSAL_LEASE is 179s, but a row may be held for 180s."
+
+
+@pytest.mark.parametrize("rate", [0, 25, 100])
+def test_an_allowance_that_is_not_below_stripes_limit_is_a_warning(settings: Settings, rate: int) -> None:
+    settings.STRIPE_MAX_REQUESTS_PER_SECOND = 24
+    assert found() == []
+    settings.STRIPE_MAX_REQUESTS_PER_SECOND = rate
+    assert found() == ["marketplace.W002"]
 
 
 @pytest.mark.parametrize(

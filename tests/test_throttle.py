@@ -103,6 +103,16 @@ def test_who_would_wait_too_long_is_told_when_to_come_again() -> None:
     allowance.enter(REVERSE)
 
 
+@pytest.mark.django_db
+def test_a_clock_that_was_set_back_stops_nobody() -> None:
+    """A database that failed over to a host whose clock is behind."""
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    RequestAllowance.objects.update(next_free_at=Now() + timedelta(hours=1))
+    assert allowance._next_departure(REVERSE) - time.monotonic() < 1
+    assert RequestAllowance.objects.filter(next_free_at__lt=Now() + timedelta(seconds=1)).exists()
+
+
 @pytest.mark.parametrize(
     ("reason", "slowed"),
     [
@@ -120,17 +130,17 @@ def test_a_429_slows_what_its_reason_names(reason: str, slowed: set[str]) -> Non
     allowance.enter(REVERSE)
     allowance.enter(LIST)
     allowance.limited(REVERSE, reason)
-    assert set(RequestAllowance.objects.filter(slowness=2).values_list("endpoint", flat=True)) == slowed
+    assert set(RequestAllowance.objects.filter(slowness=throttle.SLOWER).values_list("endpoint", flat=True)) == slowed
     # The others of the same moment are the same news.
     allowance.limited(REVERSE, reason)
-    assert not RequestAllowance.objects.filter(slowness__gt=2).exists()
+    assert not RequestAllowance.objects.filter(slowness__gt=throttle.SLOWER).exists()
 
 
 @pytest.mark.django_db
 def test_slowness_grows_with_each_429_up_to_a_bound_and_is_forgotten() -> None:
     allowance = throttle.RequestAllowance(20)
     allowance.enter(REVERSE)
-    for _ in range(10):
+    for _ in range(20):
         RequestAllowance.objects.update(slowed_at=Now() - timedelta(seconds=1.5))
         allowance.limited(REVERSE, "endpoint-rate")
     assert RequestAllowance.objects.get().slowness == throttle.SLOWEST
@@ -288,6 +298,8 @@ def test_one_probe_at_a_time_and_none_before_its_time(breaker: Any) -> None:
     assert breaker().probes == 1
     throttle.give_probe_back("reversal")
     assert breaker().probes == 0
+    assert breaker().next_probe_at - breaker().opened_at < lease
+    CircuitBreaker.objects.update(next_probe_at=Now())
     assert throttle.take_probe("reversal", lease=lease)
 
 

@@ -41,7 +41,7 @@ def configure(*, level: str, log_format: str) -> None:
         renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=in_terminal, exception_formatter=plain)]
     else:
         tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
-        renderer = [tracebacks, redact_event, structlog.processors.JSONRenderer()]
+        renderer = [tracebacks, structlog.processors.JSONRenderer()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import requests
 import stripe
 import structlog
 from django.conf import settings
@@ -85,7 +86,7 @@ class StripeGateway:
             stripe_version=API_VERSION,
             # Trying again is the worker's: it knows the row's due time, the lease and the other workers.
             max_network_retries=0,
-            http_client=_GatedClient(timeout=(connect_timeout, read_timeout), gate=gate),
+            http_client=_GatedClient(api_base=api_base, timeout=(connect_timeout, read_timeout), gate=gate),
             base_addresses={"api": api_base} if api_base else {},
         ).v1
 
@@ -273,14 +274,20 @@ class StripeGateway:
 class _GatedClient(stripe.RequestsClient):
     """The SDK's own client, which asks the gate before each request: a call may make several, as for a list."""
 
-    def __init__(self, *, timeout: tuple[float, float], gate: Gate | None) -> None:
+    def __init__(self, *, api_base: str, timeout: tuple[float, float], gate: Gate | None) -> None:
         super().__init__(timeout=timeout)
         self._gate = gate
+        # Read once: requests would go through the whole environment at every request, and look for a .netrc.
+        self._proxies = requests.utils.get_environ_proxies(api_base or stripe.DEFAULT_API_BASE, no_proxy=None)
 
     def request(  # type: ignore[override]  # the base class of the SDK declares less than its own clients take
         self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None
     ) -> Any:
         endpoint = endpoint_of(method, url)
+        if getattr(self._thread_local, "session", None) is None:
+            self._thread_local.session = session = requests.Session()
+            session.trust_env = False
+            session.proxies.update(self._proxies)
         if self._gate is not None:
             self._gate.enter(endpoint)
         with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():

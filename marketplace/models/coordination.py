@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class RequestAllowance(models.Model):
-    """When the next request may leave for one endpoint of Stripe; see ``throttle.RequestAllowances``."""
+    """When the next request may leave for one endpoint of Stripe; see ``throttle.RequestAllowance``."""
 
     endpoint = models.CharField(
         _("endpoint"),

@@ -102,9 +102,14 @@ def count_failure(work: str, answer: object, *, channel: str, whom: str, stripe_
     return throttle.failed(work, channel=channel, whom=whom, everyone=stripe_is_down, is_probe=is_probe, error=error)
 
 
+def shows_stripe_at_work(answer: object) -> bool:
+    """Whatever else it says. A limiter or a lock stands before what may be broken, and says nothing of it."""
+    return not is_outage(answer) and not isinstance(answer, Busy | RateLimited | Postponed)
+
+
 def count_success(work: str, answer: object) -> None:
-    """Any answer that shows Stripe at work. Last in the settling transaction: others wait for the breaker's row."""
-    if not is_outage(answer) and not isinstance(answer, Busy | RateLimited | Postponed):
+    """Last in the settling transaction: others wait for the breaker's row."""
+    if shows_stripe_at_work(answer):
         throttle.succeeded(work)
 
 

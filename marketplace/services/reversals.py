@@ -557,8 +557,8 @@ class _Settlement:
     def try_again(self, error: dict[str, Any], *, look_first: bool) -> None:
         if not self.spends:
             self._mark_look_first(error, look_first=look_first)
-            # As due as it was: the breaker holds it back.
-            self._stay(error["last_error_code"], **leases.RELEASED, **error)
+            # Due, while the breaker holds it back; behind the others, so that the next probe is another row's.
+            self._stay(error["last_error_code"], next_retry_at=Now(), **leases.RELEASED, **error)
             return
         policy = RetryPolicy.from_settings("REVERSAL")
         if policy.is_exhausted(self.transfer.retry_count):

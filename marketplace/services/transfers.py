@@ -215,8 +215,8 @@ class _Settlement:
 
     def try_again(self, error: dict[str, Any], *, look_first: bool = False, **fields: Any) -> None:
         if not self.spends:
-            # As due as it was: the breaker holds it back.
-            self.stay(error, **fields, **({"look_first": True} if look_first else {}))
+            # Due, while the breaker holds it back; behind the others, so that the next probe is another row's.
+            self.stay(error, **{**fields, "next_retry_at": Now()}, **({"look_first": True} if look_first else {}))
             return
         policy = RetryPolicy.from_settings("TRANSFER_RETRY")
         if policy.is_exhausted(self.transfer.retry_count):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 
@@ -31,6 +32,9 @@ class BalanceQueue:
 
     def is_held_back(self, claimed: BalanceWatch) -> bool:  # noqa: ARG002 - see above
         return False
+
+    def describe(self, claimed: BalanceWatch) -> dict[str, Any]:
+        return {"seller": claimed.seller_id}
 
     def perform(self, claimed: BalanceWatch) -> None:
         seller = claimed.seller

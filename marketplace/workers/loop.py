@@ -63,6 +63,10 @@ class Queue(Protocol):
         """Whether the row must not be begun now, though it was claimed."""
         ...
 
+    def describe(self, claimed: Any) -> dict[str, Any]:
+        """For the log: which row first, then which operation, which attempt."""
+        ...
+
     def settle_unexpected(self, claimed: Any, exception: Exception) -> None:
         """Keep an error of our own with the row, so that it waits and cannot stop the queue."""
         ...
@@ -253,7 +257,8 @@ class Worker:
             self._buffer.put(_InHand(watched.queue, row, begin_before=began + self._begin_within))
         if claimed:
             CLAIMED.labels(work=watched.queue.name).inc(len(claimed))
-            logger.debug("claimed", work=watched.queue.name, rows=len(claimed), milliseconds=elapsed_ms(began))
+            rows = [next(iter(watched.queue.describe(row).values())) for row in claimed]
+            logger.info("claimed", work=watched.queue.name, rows=rows, milliseconds=elapsed_ms(began))
         return len(claimed)
 
     def _ask(self, *, not_before: float = 0.0) -> None:
@@ -274,7 +279,11 @@ class Worker:
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
         """The threads that work; on leaving, those end that have nothing in hand, and the others once they are done."""
-        threads = [threading.Thread(target=self._work, name=f"worker-{number}") for number in range(self._concurrency)]
+        threads = [
+            # Daemons: a second signal ends the process at once, whatever they do.
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            for number in range(self._concurrency)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -282,10 +291,19 @@ class Worker:
         finally:
             # However the loop ended: nothing that is only claimed is begun.
             self._stopping.set()
+            self._empty_buffer()
             for _ in threads:
                 self._buffer.put(None)
             for thread in threads:
                 thread.join()
+
+    def _empty_buffer(self) -> None:
+        """Give back at once what no thread has taken up: the threads may be busy with their last calls for long."""
+        with contextlib.suppress(queue.Empty):
+            while (held := self._buffer.get_nowait()) is not None:
+                self._perform(held)
+                with self._lock:
+                    self._in_hand -= 1
 
     def _work(self) -> None:
         try:
@@ -315,12 +333,13 @@ class Worker:
             else:
                 RELEASED.labels(work=held.queue.name).inc()
                 held.queue.release(held.claimed)
+                logger.info("given_back", work=held.queue.name, **held.queue.describe(held.claimed))
         except DATABASE_TROUBLE as error:
             # The answer is not lost: when the lease has run out, the same key or a look tells it again.
             _put_away(error)
         except Exception:
             # Not even its error could be written down: the row comes back when its lease has run out.
-            logger.exception("could_not_settle", work=held.queue.name)
+            logger.exception("could_not_settle", work=held.queue.name, **held.queue.describe(held.claimed))
 
     def _may_begin(self, held: _InHand) -> bool:
         return (
@@ -334,7 +353,8 @@ class Worker:
             held.queue.perform(held.claimed)
         except StaleTransition as error:
             LATE_SETTLES.labels(work=held.queue.name).inc()
-            logger.warning("late_settle", work=held.queue.name, error=error.message)
+            described = held.queue.describe(held.claimed)
+            logger.warning("late_settle", work=held.queue.name, **described, error=error.message)
         except StripeDenied as error:
             self._denied = error
             self.stop()
@@ -342,7 +362,7 @@ class Worker:
             raise
         except Exception as unexpected:
             POISON.labels(work=held.queue.name).inc()
-            logger.exception("unexpected_error", work=held.queue.name)
+            logger.exception("unexpected_error", work=held.queue.name, **held.queue.describe(held.claimed))
             settle = functools.partial(held.queue.settle_unexpected, held.claimed, unexpected)
             with contextlib.suppress(StaleTransition):
                 persistently(settle)

@@ -50,11 +50,11 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
         return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
 
-    def perform(self, claimed: Claimed) -> None:
+    def _attempt(self, claimed: Claimed) -> bool:
         if claimed.transfer.stripe_transfer_id:
-            super().perform(claimed)
-        else:
-            reversals.settle_missing_id(claimed, actor=self._actor)
+            return super()._attempt(claimed)
+        reversals.settle_missing_id(claimed, actor=self._actor)
+        return False
 
     def _ask(self, claimed: Claimed) -> ReverseTransferAnswer:
         if claimed.must_look:
@@ -82,7 +82,7 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
     def _settle(self, claimed: Claimed, answer: ReverseTransferAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
         return reversals.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
 
-    def _describe(self, claimed: Claimed) -> dict[str, Any]:
+    def describe(self, claimed: Claimed) -> dict[str, Any]:
         return {
             "transfer": claimed.transfer.pk,
             "stripe_transfer_id": claimed.transfer.stripe_transfer_id,
@@ -95,7 +95,7 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
     def settle_unexpected(self, claimed: Claimed, exception: Exception) -> None:
         reversals.settle_unexpected(claimed, exception, actor=self._actor)
 
-    def release(self, claimed: Claimed) -> None:
+    def _give_up_lease(self, claimed: Claimed) -> None:
         leases.release(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
 
 
@@ -125,7 +125,7 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
     def _settle(self, claimed: Refund, answer: CreateRefundAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
         return refunds.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
 
-    def _describe(self, claimed: Refund) -> dict[str, Any]:
+    def describe(self, claimed: Refund) -> dict[str, Any]:
         return {
             "refund": claimed.pk,
             "operation_id": str(claimed.operation_id),
@@ -136,7 +136,7 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
     def settle_unexpected(self, claimed: Refund, exception: Exception) -> None:
         refunds.settle_unexpected(claimed, exception, actor=self._actor)
 
-    def release(self, claimed: Refund) -> None:
+    def _give_up_lease(self, claimed: Refund) -> None:
         leases.release(Refund, claimed.pk, claimed.lease_token)
 
 
@@ -155,6 +155,9 @@ class EventQueue:
 
     def perform(self, claimed: WebhookEvent) -> None:
         inbox.apply_again(claimed)
+
+    def describe(self, claimed: WebhookEvent) -> dict[str, Any]:
+        return {"event_id": claimed.stripe_event_id, "type": claimed.type, "attempt": claimed.retry_count + 1}
 
     def settle_unexpected(self, claimed: WebhookEvent, exception: Exception) -> None:
         """Applying keeps its own errors; one beyond that leaves the lease to run out."""

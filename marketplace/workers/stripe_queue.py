@@ -25,11 +25,20 @@ CALLS_PER_ATTEMPT = 4
 ATTEMPT_MARGIN = timedelta(seconds=10)
 
 
+# A row may lie claimed for at least so long before it is begun.
+SHORTEST_PATIENCE = timedelta(seconds=20)
+
+
 def attempt() -> timedelta:
     """How long one piece of work may take: its calls with their timeouts and turns, and a settle that persists."""
     call = settings.STRIPE_CONNECT_TIMEOUT + settings.STRIPE_READ_TIMEOUT + throttle.LONGEST_WAIT
     length: timedelta = call * CALLS_PER_ATTEMPT + timedelta(seconds=SETTLING_SECONDS) + ATTEMPT_MARGIN
     return length
+
+
+def shortest_lease() -> timedelta:
+    """Rows whose lease would end during the attempt are given back: with a shorter one, all would be, for ever."""
+    return attempt() + SHORTEST_PATIENCE
 
 
 class Row(Protocol):
@@ -68,14 +77,17 @@ class StripeQueue(ABC, Generic[R, A]):
     def _settle(self, claimed: R, answer: A, *, stripe_is_down: bool) -> outcomes.Settled: ...
 
     @abstractmethod
-    def _describe(self, claimed: R) -> dict[str, Any]:
-        """For the log: which row, which operation, which attempt."""
+    def _give_up_lease(self, claimed: R) -> None:
+        """The row is as it was before the claim."""
+
+    @abstractmethod
+    def describe(self, claimed: R) -> dict[str, Any]: ...
 
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[R]:
         """Due rows; or, while the breaker is open, one row that may ask whether Stripe is back."""
         rows = self._claim(batch_size=batch_size, lease=lease)
         if rows:
-            self._is_breaker_open = False
+            self._note_breaker(is_open=False)
         elif throttle.take_probe(self.name, lease=attempt()):
             rows = self._claim(batch_size=1, lease=lease, past_breaker=True)
             if not rows:
@@ -85,12 +97,26 @@ class StripeQueue(ABC, Generic[R, A]):
     def is_held_back(self, claimed: R) -> bool:
         return self._is_breaker_open and not claimed.is_probe
 
+    def release(self, claimed: R) -> None:
+        self._give_up_lease(claimed)
+        if claimed.is_probe:
+            throttle.give_probe_back(self.name)
+
     def perform(self, claimed: R) -> None:
+        has_told = False
+        try:
+            has_told = self._attempt(claimed)
+        finally:
+            if claimed.is_probe and not has_told:
+                throttle.give_probe_back(self.name)
+
+    def _attempt(self, claimed: R) -> bool:
+        """Ask, and write the answer down. Whether it says of Stripe that it works, or that it does not."""
         started = time.monotonic()
         answer = self._ask(claimed)
         said = type(answer).__name__
         ANSWERS.labels(work=self.name, answer=said).inc()
-        described = self._describe(claimed)
+        described = self.describe(claimed)
         logger.info(
             self.answered,
             **described,
@@ -103,14 +129,22 @@ class StripeQueue(ABC, Generic[R, A]):
         settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
         SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
         logger.info(self.settled, **described, status=settled.status, milliseconds=elapsed_ms(answered))
-        self._is_breaker_open = settled.is_breaker_open
         if claimed.is_probe:
-            logger.warning("breaker_probed", work=self.name, answer=said, is_open=settled.is_breaker_open)
+            logger.warning("breaker_probed", work=self.name, answer=said)
+        has_told = outcomes.is_outage(answer) or outcomes.shows_stripe_at_work(answer)
+        if has_told:
+            self._note_breaker(is_open=settled.is_breaker_open)
         if isinstance(answer, Denied):
             raise StripeDenied(answer.message)
+        return has_told
 
     def _is_stripe_down(self, claimed: R, answer: A) -> bool:
         """Whether a question that has nothing to do with this row fails as well. Not asked where it is known."""
         if not outcomes.is_outage(answer) or claimed.is_probe or self._is_breaker_open:
             return False
         return outcomes.is_outage(self._gateway.retrieve_balance())
+
+    def _note_breaker(self, *, is_open: bool) -> None:
+        if self._is_breaker_open and not is_open:
+            logger.warning("breaker_closed", work=self.name)
+        self._is_breaker_open = is_open

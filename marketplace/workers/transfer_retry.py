@@ -50,7 +50,7 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
     ) -> outcomes.Settled:
         return transfers.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
 
-    def _describe(self, claimed: SellerTransfer) -> dict[str, Any]:
+    def describe(self, claimed: SellerTransfer) -> dict[str, Any]:
         return {
             "transfer": claimed.pk,
             "operation_id": str(claimed.operation_id),
@@ -61,7 +61,7 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
     def settle_unexpected(self, claimed: SellerTransfer, exception: Exception) -> None:
         transfers.settle_unexpected(claimed, exception, actor=self._actor)
 
-    def release(self, claimed: SellerTransfer) -> None:
+    def _give_up_lease(self, claimed: SellerTransfer) -> None:
         transfers.release(claimed, actor=self._actor)
 
 

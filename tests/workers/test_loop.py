@@ -68,6 +68,9 @@ class Rows:
     def release(self, row: int) -> None:
         self.released.append(row)
 
+    def describe(self, row: int) -> dict[str, Any]:
+        return {"row": row}
+
     def is_held_back(self, row: int) -> bool:
         return row in self.held_back
 
