@@ -96,6 +96,7 @@ def test_webhooks_are_sent_again_and_workers_go_on(
     assert_all_is_well(simulator)
 
 
+@pytest.mark.slow
 def test_a_postgresql_that_ends_for_want_of_room_costs_nothing(
     full_disk: Server, its_workers: Nursery, web: tuple[Worker, str], simulator: Any
 ) -> None:

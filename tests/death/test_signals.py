@@ -30,7 +30,7 @@ def leased() -> int:
 
 def seconds_to_end(worker: Worker) -> float:
     started = time.monotonic()
-    worker.wait()
+    worker.wait(patience=2 * MARGIN)
     return time.monotonic() - started
 
 
@@ -44,7 +44,7 @@ def test_what_is_in_hand_is_finished_and_the_rest_goes_back_at_once(
     worker.send(number)
     # While the four calls are still out.
     wait_until(lambda: worker.logged("worker_stopping"), lambda: worker.text)
-    wait_until(lambda: leased() == 4, lambda: f"{leased()} rows are leased, 4 are in hand")
+    wait_until(lambda: leased() == 4, lambda: f"{leased()} rows are leased, 4 are in hand", patience=MARGIN)
     assert worker.is_running
     wire.restore()
     assert seconds_to_end(worker) < MARGIN

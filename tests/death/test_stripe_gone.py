@@ -68,7 +68,7 @@ def test_hundreds_of_rows_outlast_hours_without_any_retry(
     settings = {**NO_RETRIES, **IMPATIENT}
     running = [wired.start(command, "--concurrency", "8", settings=settings) for command in (REVERSALS, TRANSFERS)]
     wait_until_open("reversal", "transfer", "refund")
-    outlast(4 * HOUR, steps=4)
+    outlast(4 * HOUR, steps=2)
     assert not SellerTransfer.objects.filter(status=TransferStatus.PERMANENTLY_FAILED).exists()
     assert not SellerTransfer.objects.filter(retry_count__gt=0).exists()
     come_back(wire, simulator)
