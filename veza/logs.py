@@ -38,9 +38,13 @@ def configure(*, level: str, log_format: str) -> None:
     if log_format == "console" or (log_format == "auto" and in_terminal):
         # Not the pretty tracebacks: they print local variables, which may hold anything.
         plain = structlog.dev.plain_traceback
-        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=in_terminal, exception_formatter=plain)]
+        renderer: list[Any] = [
+            redact_event,
+            structlog.dev.ConsoleRenderer(colors=in_terminal, exception_formatter=plain),
+        ]
     else:
         tracebacks = ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        # Redacted as a whole, once: no character of a secret is written differently in JSON.
         renderer = [tracebacks, structlog.processors.JSONRenderer()]
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -50,7 +54,8 @@ def configure(*, level: str, log_format: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        # What is too fine for the level costs next to nothing.
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
@@ -65,7 +70,6 @@ def configure(*, level: str, log_format: str) -> None:
                     "foreign_pre_chain": shared,
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        redact_event,
                         *renderer,
                         redact_line,
                     ],

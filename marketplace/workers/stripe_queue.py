@@ -128,7 +128,7 @@ class StripeQueue(ABC, Generic[R, A]):
         answered = time.monotonic()
         settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
         SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
-        logger.info(self.settled, **described, status=settled.status, milliseconds=elapsed_ms(answered))
+        logger.debug(self.settled, **described, status=settled.status, milliseconds=elapsed_ms(answered))
         if claimed.is_probe:
             logger.warning("breaker_probed", work=self.name, answer=said)
         has_told = outcomes.is_outage(answer) or outcomes.shows_stripe_at_work(answer)
