@@ -87,7 +87,8 @@ def test_the_longest_attempt_is_that_of_the_code(settings: Any) -> None:
         setattr(settings, name, parse_duration(default(name)))
     said = f"{stripe_queue.attempt().total_seconds():.0f} s"
     assert f"at most | one attempt: {said}" in TEXT
-    assert f"and {stripe_queue.ATTEMPT_MARGIN.total_seconds():.0f} s to spare: {said} with the defaults" in TEXT
+    assert f"and {stripe_queue.ATTEMPT_MARGIN.total_seconds():.0f} s to spare, {said} with the defaults" in TEXT
+    assert f"these {stripe_queue.shortest_lease().total_seconds():.0f} s" in TEXT
     assert f"a settle is tried again for {loop.SETTLING_SECONDS:.0f} s" in TEXT
 
 
