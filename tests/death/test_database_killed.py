@@ -10,7 +10,7 @@ from django.db import connection
 
 from marketplace.models import SellerTransfer
 from tests.death import rows
-from tests.death.audit import assert_all_is_well, wait_for_all_work
+from tests.death.audit import assert_all_is_well, open_work, wait_for_all_work
 from tests.death.conftest import listening
 from tests.death.postgres import Server
 from tests.death.processes import REVERSALS, TRANSFERS, Nursery, Worker, wait_until
@@ -53,12 +53,17 @@ def survive_crashes(
 
 def wait_for_work_of_each(running: list[Worker]) -> None:
     """More than each could finish of what it had claimed already: at most ten rows."""
-    wanted = [settled(worker) + 12 for worker in running]
-    wait_until(lambda: all(settled(each) >= count for each, count in zip(running, wanted, strict=True)), f"{wanted}")
+    wanted = [answered(worker) + 12 for worker in running]
+    wait_until(
+        lambda: all(answered(each) >= count for each, count in zip(running, wanted, strict=True)),
+        lambda: (
+            f"{wanted} answers: {[answered(each) for each in running]}, left: {open_work()}\n{running[0].text[-3000:]}"
+        ),
+    )
 
 
-def settled(worker: Worker) -> int:
-    return len(worker.logged("reversal_settled")) + len(worker.logged("transfer_settled"))
+def answered(worker: Worker) -> int:
+    return len(worker.logged("reversal_answered")) + len(worker.logged("transfer_answered"))
 
 
 def test_workers_come_back_by_themselves_after_a_crash(server: Server, its_workers: Nursery, simulator: Any) -> None:
@@ -72,5 +77,5 @@ def test_workers_come_back_after_many_crashes_and_longer_ones(
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # noqa: T201
     chance = random.Random(seed)
-    downtimes = [chance.choice([0, 0, 1, 5]) + chance.random() for _ in range(8)] + [20]
-    survive_crashes(server, its_workers, simulator, rows_of_each=1200, downtimes=downtimes)
+    downtimes = [chance.choice([0, 0, 1, 5]) + chance.random() for _ in range(5)] + [20]
+    survive_crashes(server, its_workers, simulator, rows_of_each=1500, downtimes=downtimes)
