@@ -8,6 +8,7 @@ from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Caution
 
 from marketplace.throttle import LONGEST_WAIT
+from marketplace.workers.loop import threads_for
 from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, shortest_lease
 
 # Besides the threads of a worker: its claimer, its listener, the metrics page, and one to spare.
@@ -76,7 +77,7 @@ def pool_serves_every_thread(**_: Any) -> list[CheckMessage]:
     pool = settings.DATABASES["default"].get("OPTIONS", {}).get("pool")
     if not isinstance(pool, dict):
         return []
-    needed = settings.REVERSAL_CONCURRENCY + CONNECTIONS_BESIDES_THREADS
+    needed = threads_for(settings.REVERSAL_CONCURRENCY) + CONNECTIONS_BESIDES_THREADS
     # psycopg's pool is as large as its minimum where no maximum is given; that is 4 by default.
     largest = pool.get("max_size") or pool.get("min_size", 4)
     if largest >= needed:
@@ -86,8 +87,8 @@ def pool_serves_every_thread(**_: Any) -> list[CheckMessage]:
             f"REVERSAL_CONCURRENCY is {settings.REVERSAL_CONCURRENCY}, for which a worker needs {needed} connections,"
             f" but its pool holds {largest}.",
             hint=(
-                f"One connection per thread, and {CONNECTIONS_BESIDES_THREADS} for the rest of the program: expected at"
-                f" most {max(largest - CONNECTIONS_BESIDES_THREADS, 1)}, or a larger pool."
+                f"A quarter more threads than calls at once, a connection for each, and {CONNECTIONS_BESIDES_THREADS}"
+                " for the rest of the program: expected a smaller number, or a larger pool."
             ),
             id="marketplace.E004",
         )

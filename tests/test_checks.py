@@ -75,9 +75,9 @@ def test_another_database_is_an_error(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("pool", "ids"),
     [
-        ({"max_size": 20}, []),
-        ({"max_size": 19}, ["marketplace.E004"]),
-        ({"min_size": 20}, []),
+        ({"max_size": 24}, []),
+        ({"max_size": 23}, ["marketplace.E004"]),
+        ({"min_size": 24}, []),
         ({}, ["marketplace.E004"]),
         (None, []),
     ],

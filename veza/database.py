@@ -15,7 +15,7 @@ EMBEDDED_ENGINE = "veza.embedded_postgresql"
 EMBEDDED_NAME = "veza"
 
 # Connections of one process: the worker's threads, its claimer and a spare one. Beyond that a caller waits.
-POOL: dict[str, Any] = {"min_size": 0, "max_size": 40, "timeout": 5, "max_idle": 60}
+POOL: dict[str, Any] = {"min_size": 0, "max_size": 48, "timeout": 5, "max_idle": 60}
 
 
 def configuration(described: dict[str, Any] | None, state_directory: Path) -> dict[str, Any]:

@@ -93,9 +93,15 @@ class _InHand:
     begin_before: float
 
 
+def threads_for(concurrency: int) -> int:
+    """More than there are calls at once: while some threads write answers down, others keep every call slot in use."""
+    return concurrency + max(concurrency // 4, 2)
+
+
 class Worker:
     """Runs queues in a fixed pool of threads, until it is stopped (``run``) or nothing is due (``run_once``).
 
+    ``concurrency`` is how many calls are made at once, which the queues see to; there are ``threads_for`` it.
     ``attempt`` is how long one piece of work may take at most: a row whose lease would end before is not begun.
     """
 
@@ -124,6 +130,8 @@ class Worker:
         self._buffer: queue.SimpleQueue[_InHand | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._heard: dict[str, float] = {}
+        # Monotonic: when the database is asked for the next due times.
+        self._ask_at = 0.0
         self._in_hand = 0
         self._denied: StripeDenied | None = None
 
@@ -198,25 +206,25 @@ class Worker:
         """
         listener = Listener([watched.queue.channel for watched in self._watched], on_notification=self.notify)
         listener.start()
-        next_check = 0.0
+        self._ask_at = 0.0
         try:
             with self._threads():
                 while not self._stopping.is_set():
                     self._wake.clear()
                     try:
                         self._heartbeat.beat(in_hand=self._in_hand)
-                        if time.monotonic() >= next_check:
+                        if time.monotonic() >= self._ask_at:
                             self._ask()
-                            next_check = time.monotonic() + min(self._check_interval, listener.longest_silence)
+                            self._ask_at = time.monotonic() + min(self._check_interval, listener.longest_silence)
                         self._claim_what_is_due()
-                        times = [next_check, self._heartbeat.next_at]
+                        times = [self._ask_at, self._heartbeat.next_at]
                         if self._may_claim():
                             times += [watched.due_at for watched in self._watched]
                         timeout = max(min(times) - time.monotonic(), 0)
                     except DATABASE_TROUBLE as error:
                         _put_away(error)
                         # What was known of due times may be lost with the database: ask when it is back.
-                        next_check, timeout = 0.0, DATABASE_PAUSE_SECONDS
+                        self._ask_at, timeout = 0.0, DATABASE_PAUSE_SECONDS
                     self._wake.wait(timeout)
         finally:
             listener.stop()
@@ -238,15 +246,11 @@ class Worker:
 
     def _claim_what_is_due(self) -> None:
         self._take_up_what_was_heard()
-        must_ask, was_in_vain = False, False
         for watched in self._in_turn():
-            if self._may_claim() and watched.due_at <= time.monotonic():
-                claimed = self._claim(watched)
-                if claimed < self._batch_size:
-                    # No more is due now: when will there be?
-                    must_ask, was_in_vain = True, was_in_vain or claimed == 0
-        if must_ask:
-            self._ask(not_before=time.monotonic() + SHORTEST_WAIT_SECONDS if was_in_vain else 0.0)
+            if self._may_claim() and watched.due_at <= time.monotonic() and self._claim(watched) < self._batch_size:
+                # No more is due now. When there will be is asked a moment later: a row just claimed goes first.
+                watched.due_at = math.inf
+                self._ask_at = min(self._ask_at, time.monotonic() + SHORTEST_WAIT_SECONDS)
 
     def _claim(self, watched: _Watched) -> int:
         began = time.monotonic()
@@ -261,12 +265,12 @@ class Worker:
             logger.info("claimed", work=watched.queue.name, rows=rows, milliseconds=elapsed_ms(began))
         return len(claimed)
 
-    def _ask(self, *, not_before: float = 0.0) -> None:
+    def _ask(self) -> None:
         """Learn from the database when each queue's next row is due: one statement for all."""
         seconds = leases.seconds_until_due([watched.queue.due for watched in self._watched])
         now = time.monotonic()
         for watched, until in zip(self._watched, seconds, strict=True):
-            watched.due_at = math.inf if until is None else max(now + until, not_before)
+            watched.due_at = math.inf if until is None else now + until
 
     def _take_up_what_was_heard(self) -> None:
         with self._lock:
@@ -282,7 +286,7 @@ class Worker:
         threads = [
             # Daemons: a second signal ends the process at once, whatever they do.
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
-            for number in range(self._concurrency)
+            for number in range(threads_for(self._concurrency))
         ]
         for thread in threads:
             thread.start()

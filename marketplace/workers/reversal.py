@@ -2,6 +2,7 @@
 whether sellers have money again.
 """
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -168,10 +169,12 @@ class EventQueue:
 
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The reversal worker as configured by ``REVERSAL_*``."""
+    concurrency = concurrency or settings.REVERSAL_CONCURRENCY
+    calls = threading.BoundedSemaphore(concurrency)
     return Worker(
-        [ReversalQueue(gateway), RefundQueue(gateway), EventQueue(), BalanceQueue(gateway)],
+        [ReversalQueue(gateway, calls), RefundQueue(gateway, calls), EventQueue(), BalanceQueue(gateway)],
         name="reversal worker",
-        concurrency=concurrency or settings.REVERSAL_CONCURRENCY,
+        concurrency=concurrency,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
         lease=settings.REVERSAL_LEASE,
         attempt=attempt(),

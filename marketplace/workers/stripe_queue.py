@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -60,8 +61,10 @@ class StripeQueue(ABC, Generic[R, A]):
     answered: str
     settled: str
 
-    def __init__(self, gateway: TransferGateway) -> None:
+    def __init__(self, gateway: TransferGateway, calls: AbstractContextManager[Any] | None = None) -> None:
+        """``calls`` bounds how many are at Stripe at once; shared by the queues of a worker."""
         self._gateway = gateway
+        self._calls = calls or nullcontext()
         self._actor = identity(f"{self.name} worker")
         # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
         self._is_breaker_open = False
@@ -113,7 +116,8 @@ class StripeQueue(ABC, Generic[R, A]):
     def _attempt(self, claimed: R) -> bool:
         """Ask, and write the answer down. Whether it says of Stripe that it works, or that it does not."""
         started = time.monotonic()
-        answer = self._ask(claimed)
+        with self._calls:
+            answer = self._ask(claimed)
         said = type(answer).__name__
         ANSWERS.labels(work=self.name, answer=said).inc()
         described = self.describe(claimed)

@@ -1,5 +1,6 @@
 """The transfer retry worker: sends the sellers their shares, first and again."""
 
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -67,10 +68,12 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
 
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The transfer retry worker as configured by ``TRANSFER_RETRY_*``; threads, batch and lease are the reversals'."""
+    concurrency = concurrency or settings.REVERSAL_CONCURRENCY
+    calls = threading.BoundedSemaphore(concurrency)
     return Worker(
-        [TransferQueue(gateway)],
+        [TransferQueue(gateway, calls)],
         name="transfer retry worker",
-        concurrency=concurrency or settings.REVERSAL_CONCURRENCY,
+        concurrency=concurrency,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
         lease=settings.REVERSAL_LEASE,
         attempt=attempt(),

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 import pytest
 import stripe
+import urllib3
 
 from marketplace import throttle
 from marketplace.gateway import stripe_api
@@ -360,7 +361,7 @@ def test_without_an_address_it_is_stripe_itself(monkeypatch: pytest.MonkeyPatch)
         asked.append(url)
         raise stripe.APIConnectionError("not from here")
 
-    monkeypatch.setattr(stripe.RequestsClient, "request", request)
+    monkeypatch.setattr(stripe_api._GatedClient, "request", request)
     real = stripe_api.StripeGateway(api_key="sk_test_x", api_base="", connect_timeout=2.0, read_timeout=5.0)
     real.retrieve_transfer("tr_1")
     assert asked == ["https://api.stripe.com/v1/transfers/tr_1"]
@@ -427,3 +428,26 @@ def test_two_operations_of_the_same_amount_are_two_reversals(gateway: Any, simul
     second = reverse(gateway, transfer, operation_id=uuid.uuid4(), idempotency_key="another")
     assert first.reversal.stripe_reversal_id != second.reversal.stripe_reversal_id
     assert simulator.get(transfer)["amount_reversed"] == 4000
+
+
+@pytest.mark.parametrize(
+    ("variables", "proxied", "login"),
+    [
+        ({}, False, None),
+        ({"HTTPS_PROXY": "http://proxy.example:3128"}, True, None),
+        ({"HTTPS_PROXY": "http://anna:s3cr%40t@proxy.example:3128"}, True, "Basic YW5uYTpzM2NyQHQ="),
+        ({"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "api.stripe.com"}, False, None),
+    ],
+)
+def test_the_environments_proxy_is_used(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], proxied: bool, login: str | None
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    pool = stripe_api._GatedClient(api_base="", timeout=(1.0, 1.0), gate=None)._pool
+    assert isinstance(pool, urllib3.ProxyManager) == proxied
+    if proxied:
+        assert (pool.proxy.host, pool.proxy_headers.get("proxy-authorization")) == ("proxy.example", login)
