@@ -16,7 +16,7 @@ from tests.death.postgres import Server
 from tests.death.processes import REVERSALS, TRANSFERS, Nursery, Worker, wait_until
 
 # From the moment PostgreSQL answers again until each worker has claimed and finished more.
-BACK_WITHIN = 10
+BACK_WITHIN = 5
 # They look by themselves once an hour only: what wakes them is that they listen.
 AN_HOUR = {"REVERSAL_CHECK_INTERVAL": 3600, "TRANSFER_RETRY_CHECK_INTERVAL": 3600}
 
