@@ -7,6 +7,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Caution
 
+from marketplace.services.outcomes import KEY_REUSE_WINDOW
 from marketplace.throttle import LONGEST_WAIT
 from marketplace.workers.loop import threads_for
 from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, shortest_lease
@@ -16,6 +17,9 @@ CONNECTIONS_BESIDES_THREADS = 4
 
 # Requests a second to one endpoint (docs.stripe.com/rate-limits).
 STRIPES_DEFAULT_LIMIT = 25
+
+# At least 24 hours (docs.stripe.com/api/idempotent_requests), less an hour for what is on its way.
+STRIPE_REMEMBERS_KEYS = timedelta(hours=23)
 
 UNFINISHED = [
     ("STRIPE_SECRET_KEY", "nothing can be asked of Stripe"),
@@ -44,6 +48,17 @@ def lease_outlasts_an_attempt(**_: Any) -> list[CheckMessage]:
             id="marketplace.E001",
         )
     ]
+
+
+@register
+def lease_ends_while_keys_are_remembered(**_: Any) -> list[CheckMessage]:
+    """A key's age is judged at the claim; what is sent at the lease's end must be within Stripe's 24 hours too."""
+    longest = STRIPE_REMEMBERS_KEYS - KEY_REUSE_WINDOW
+    if longest >= settings.REVERSAL_LEASE:
+        return []
+    text = f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, longer than {seconds(longest)}."
+    hint = "A worker that stood still could send under a key that Stripe has forgotten: lower it."
+    return [Error(text, hint=hint, id="marketplace.E006")]
 
 
 @register

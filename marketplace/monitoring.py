@@ -129,11 +129,13 @@ class DatabaseCollector(Collector):
         for work, is_open in selectors.breakers().items():
             breakers.add_metric([work], float(is_open))
         yield breakers
-        yield GaugeMetricFamily(
-            "veza_oldest_snapshot_seconds",
-            "Age of the oldest transaction that keeps vacuum from cleaning up: claims become slow behind it.",
-            value=selectors.oldest_snapshot_seconds(),
-        )
+        held = selectors.oldest_snapshot_seconds()
+        if held is not None:
+            yield GaugeMetricFamily(
+                "veza_oldest_snapshot_seconds",
+                "Age of the oldest transaction that keeps vacuum from cleaning up: claims become slow behind it.",
+                value=held,
+            )
 
     def _oldest_due(self, now: datetime) -> GaugeMetricFamily:
         family = GaugeMetricFamily(

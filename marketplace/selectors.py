@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import ProgrammingError, connection
 from django.db.models import Count, Min, Model, Sum
 from django.db.models.functions import Now
 
@@ -77,19 +77,25 @@ def queues_without_worker() -> list[str]:
     ]
 
 
-def oldest_snapshot_seconds() -> float:
+def oldest_snapshot_seconds() -> float | None:
     """For how long the oldest transaction of this database has kept old row versions alive; 0 where none does.
 
-    While one stays open, vacuum cannot clean up behind the claims, and each claim has to step over more and more.
+    While one stays open, vacuum cannot clean up behind the claims, and each claim has to step over more and more. None
+    where our database user may not see that.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
-            WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
-            """
-        )
-        (seconds,) = cursor.fetchone()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT COALESCE(max(EXTRACT(EPOCH FROM clock_timestamp() - xact_start)), 0)::float8
+                FROM pg_stat_activity
+                WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+                  AND backend_type = 'client backend'
+                """
+            )
+            (seconds,) = cursor.fetchone()
+    except ProgrammingError:
+        return None
     return float(seconds)
 
 

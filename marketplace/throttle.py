@@ -53,6 +53,7 @@ class RequestAllowance:
         self._spacing = 1 / (rate * UTILISATION)
         # Departures that are ours and not used yet, on this process's monotonic clock.
         self._departures: dict[str, deque[float]] = defaultdict(deque)
+        self._last_spacing: dict[str, float] = {}
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._waiting: dict[str, int] = defaultdict(int)
 
@@ -79,8 +80,10 @@ class RequestAllowance:
         SLOWED.labels(reason=reason if reason in REASONS else "other").inc()
         if reason == "resource-specific":
             return
-        self._departures[endpoint].clear()
         everywhere = reason.startswith("global-")
+        for each in list(self._departures) if everywhere else [endpoint]:
+            with self._locks[each]:
+                self._departures[each].clear()
         logger.warning("rate_limited", endpoint="all" if everywhere else endpoint, reason=reason)
         params: list[Any] = [SLOWER, SLOWEST, PAUSE, everywhere, endpoint, PAUSE]
         try:
@@ -92,7 +95,7 @@ class RequestAllowance:
                         slowed_at = clock_timestamp(),
                         next_free_at = GREATEST(a.next_free_at, clock_timestamp() + %s)
                     WHERE (%s OR a.endpoint = %s)
-                      AND (a.slowed_at IS NULL OR a.slowed_at < clock_timestamp() - %s)
+                      AND (a.slowed_at IS NULL OR a.slowed_at NOT BETWEEN clock_timestamp() - %s AND clock_timestamp())
                     """,  # noqa: S608 - a constant of this module
                     params,
                 )
@@ -101,11 +104,13 @@ class RequestAllowance:
 
     @contextmanager
     def _counted(self, endpoint: str) -> Iterator[None]:
-        self._waiting[endpoint] += 1
+        with self._locks[endpoint]:
+            self._waiting[endpoint] += 1
         try:
             yield
         finally:
-            self._waiting[endpoint] -= 1
+            with self._locks[endpoint]:
+                self._waiting[endpoint] -= 1
 
     def _next_departure(self, endpoint: str) -> float:
         with self._locks[endpoint]:
@@ -113,8 +118,9 @@ class RequestAllowance:
             while departures and departures[0] < time.monotonic() - LATEST_DEPARTURE:
                 departures.popleft()
             if not departures:
-                # As many as wait here now will be needed soon; never for more than half a second.
-                departures.extend(self._reserve(endpoint, max(min(self._waiting[endpoint], self._rate // 2), 1)))
+                # As many as wait here now will be needed soon; never for more than half a second, as it last went.
+                half_a_second = round(0.5 / self._last_spacing.get(endpoint, self._spacing))
+                departures.extend(self._reserve(endpoint, max(min(self._waiting[endpoint], half_a_second), 1)))
             return departures.popleft()
 
     def _reserve(self, endpoint: str, count: int) -> list[float]:
@@ -144,6 +150,7 @@ class RequestAllowance:
         if row is None:
             raise NotNow("too many requests wait for their turn", seconds=LONGEST_WAIT.total_seconds())
         after_last, spacing_used = float(row[0]), float(row[1])
+        self._last_spacing[endpoint] = spacing_used
         # Counted from when the reply came: late by its way, never early.
         now = time.monotonic()
         return [now + after_last - (count - number) * spacing_used for number in range(count)]
@@ -152,7 +159,9 @@ class RequestAllowance:
 # How many times the configured spacing holds now.
 SLOWNESS = (
     "(1 + (a.slowness - 1) * power(0.5, LEAST(GREATEST(COALESCE("
-    f"EXTRACT(EPOCH FROM clock_timestamp() - a.slowed_at), 0), 0) / {HALF_FORGOTTEN_SECONDS}, 100))::float8)"
+    # A time to come is of a clock that was set back since.
+    "CASE WHEN a.slowed_at <= clock_timestamp() THEN EXTRACT(EPOCH FROM clock_timestamp() - a.slowed_at) END"
+    f", 10000), 0) / {HALF_FORGOTTEN_SECONDS}, 100))::float8)"
 )
 PAUSE = timedelta(seconds=PAUSE_SECONDS)
 REASONS = frozenset({"global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific"})
@@ -241,13 +250,15 @@ def succeeded(work: str) -> None:
 
 def take_probe(work: str, *, lease: timedelta) -> bool:
     """Whether the breaker is open and the caller may try one row now; no other worker may, within ``lease``."""
-    params: list[Any] = [lease, work]
+    params: list[Any] = [lease, work, lease]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE marketplace_circuitbreaker
             SET next_probe_at = statement_timestamp() + %s, probes = probes + 1
-            WHERE work = %s AND opened_at IS NOT NULL AND next_probe_at <= statement_timestamp()
+            WHERE work = %s AND opened_at IS NOT NULL
+              -- Or of a clock that was set back since.
+              AND next_probe_at NOT BETWEEN statement_timestamp() AND statement_timestamp() + %s
             """,
             params,
         )

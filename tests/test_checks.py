@@ -42,6 +42,13 @@ def test_a_shorter_lease_is_an_error(settings: Settings) -> None:
     assert finding.msg == "REVERSAL_LEASE is 179s, but a row may be held for 180s."
 
 
+def test_a_lease_that_outlasts_stripes_memory_is_an_error(settings: Settings) -> None:
+    settings.REVERSAL_LEASE = timedelta(hours=3)
+    assert found() == []
+    settings.REVERSAL_LEASE = timedelta(hours=3, seconds=1)
+    assert found() == ["marketplace.E006"]
+
+
 @pytest.mark.parametrize("rate", [0, 25, 100])
 def test_an_allowance_that_is_not_below_stripes_limit_is_a_warning(settings: Settings, rate: int) -> None:
     settings.STRIPE_MAX_REQUESTS_PER_SECOND = 24

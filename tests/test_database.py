@@ -187,7 +187,7 @@ def test_without_a_url_the_embedded_server_is_described(tmp_path: Path) -> None:
 def test_connections_come_from_a_pool_and_are_checked(tmp_path: Path) -> None:
     url: dict[str, Any] = {"ENGINE": "django.db.backends.postgresql", "NAME": "n", "OPTIONS": {"sslmode": "require"}}
     described = database.configuration(url, tmp_path)
-    assert described["OPTIONS"] == {"sslmode": "require", "pool": database.POOL}
+    assert described["OPTIONS"] == {"sslmode": "require", "pool": database.POOL, **database.TIMEOUTS}
     # Django refuses a pool together with persistent connections of its own.
     assert (described["CONN_MAX_AGE"], described["CONN_HEALTH_CHECKS"]) == (0, True)
     assert url["OPTIONS"] == {"sslmode": "require"}

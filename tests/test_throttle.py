@@ -113,6 +113,26 @@ def test_a_clock_that_was_set_back_stops_nobody() -> None:
     assert RequestAllowance.objects.filter(next_free_at__lt=Now() + timedelta(seconds=1)).exists()
 
 
+@pytest.mark.django_db
+def test_a_429_of_a_time_to_come_is_forgotten_and_does_not_hide_the_next() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    RequestAllowance.objects.update(slowness=throttle.SLOWEST, slowed_at=Now() + timedelta(hours=1))
+    allowance._reserve(REVERSE, 1)
+    assert RequestAllowance.objects.get().spacing.total_seconds() * 20 * throttle.UTILISATION < 1.1
+    allowance.limited(REVERSE, "endpoint-rate")
+    assert RequestAllowance.objects.filter(slowed_at__lte=Now()).exists()
+
+
+@pytest.mark.django_db
+def test_while_it_is_slow_no_more_than_half_a_second_is_taken_ahead() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance._waiting[REVERSE] = 50
+    allowance._last_spacing[REVERSE] = 0.25
+    allowance._next_departure(REVERSE)
+    assert len(allowance._departures[REVERSE]) == 1
+
+
 @pytest.mark.parametrize(
     ("reason", "slowed"),
     [

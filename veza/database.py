@@ -18,6 +18,17 @@ EMBEDDED_NAME = "veza"
 POOL: dict[str, Any] = {"min_size": 0, "max_size": 48, "timeout": 5, "max_idle": 60}
 
 
+# Seconds, the last one milliseconds. A server that is gone without a word is noticed within half a minute, where TCP by
+# itself takes a quarter of an hour.
+TIMEOUTS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
 def configuration(described: dict[str, Any] | None, state_directory: Path) -> dict[str, Any]:
     """Django's ``DATABASES["default"]``: psycopg's pool, and connections checked before use so that a restarted
     PostgreSQL costs an error at most once.
@@ -25,6 +36,8 @@ def configuration(described: dict[str, Any] | None, state_directory: Path) -> di
     database = described or {"ENGINE": EMBEDDED_ENGINE, "NAME": EMBEDDED_NAME, "USER": "postgres"}
     options = dict(database.get("OPTIONS", {}))
     options.setdefault("pool", dict(POOL))
+    for name, value in TIMEOUTS.items():
+        options.setdefault(name, value)
     return {
         **database,
         "OPTIONS": options,

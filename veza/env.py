@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 
 T = TypeVar("T")
 
@@ -213,4 +215,10 @@ class Environment:
         if self.text(name, secret=True) == "none":
             return "none"
         self.database(name)
-        return self.text(name, secret=True)
+        value = self.text(name, secret=True)
+        try:
+            # By the parser that will read it.
+            conninfo_to_dict(value)
+        except ProgrammingError:
+            raise invalid(name, "***", "postgres://user:password@host:5432/name, special characters as %40") from None
+        return value

@@ -12,6 +12,7 @@ import urllib3
 from django.conf import settings
 from requests.utils import get_environ_proxies
 
+from marketplace import deadline
 from marketplace.errors import NotNow
 from marketplace.gateway.contract import (
     AccountCreated,
@@ -308,6 +309,8 @@ class _GatedClient(stripe.HTTPClient):
         endpoint = endpoint_of(method, url)
         if self._gate is not None:
             self._gate.enter(endpoint)
+        if method.upper() == "POST" and deadline.has_passed():
+            raise NotNow("the lease on what is sent has ended", seconds=0)
         with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
             try:
                 answer = self._pool.request(method.upper(), url, body=post_data, headers=headers, redirect=False)
@@ -524,7 +527,7 @@ def _failure(error: stripe.StripeError) -> Failure:
     code, kind = _said(error, "code"), _said(error, "type")
     status = error.http_status
     described: dict[str, Any] = {
-        "message": redact(str(error.user_message or type(error).__name__)),
+        "message": storable(redact(str(error.user_message or type(error).__name__))),
         "request_id": error.request_id or "",
     }
     match status:
@@ -559,7 +562,12 @@ def _failure(error: stripe.StripeError) -> Failure:
 
 def _said(error: stripe.StripeError, name: str) -> str:
     value = getattr(error.error, name, None)
-    return value if isinstance(value, str) else ""
+    return storable(value) if isinstance(value, str) else ""
+
+
+def storable(text: str) -> str:
+    """What PostgreSQL can hold: no NUL, and no half of a surrogate pair."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def _nothing_left(found: TransferRetrieved) -> Refused:

@@ -43,7 +43,7 @@ class Heartbeat:
             self._create(in_hand)
         self.next_at = now + HEARTBEAT_INTERVAL.total_seconds()
         held = selectors.oldest_snapshot_seconds()
-        if held > LONGEST_SNAPSHOT_SECONDS:
+        if held is not None and held > LONGEST_SNAPSHOT_SECONDS:
             logger.warning("snapshot_held_open", seconds=round(held), hint="see pg_stat_activity: backend_xmin")
 
     def _create(self, in_hand: int) -> None:

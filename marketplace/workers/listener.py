@@ -1,6 +1,7 @@
 """Hears PostgreSQL's notifications, on a connection of its own."""
 
 import math
+import re
 import threading
 import time
 import uuid
@@ -12,9 +13,12 @@ import structlog
 from django.conf import settings
 from django.db import connection
 
+from veza.database import TIMEOUTS
+
 logger = structlog.get_logger(__name__)
 
 # For who looks into pg_stat_activity.
+PAYLOAD = re.compile(r"[0-9]{1,15}")
 APPLICATION_NAME = "veza listener"
 # After the database was away: soon, but not in a busy loop.
 RECONNECT_SECONDS = 1.0
@@ -67,7 +71,9 @@ class Listener(threading.Thread):
     def _hears(self, connected: psycopg.Connection[Any]) -> bool:
         own = f"veza_hearing_{uuid.uuid4().hex}"
         connected.execute(f"LISTEN {own}")
-        connected.execute(f"NOTIFY {own}")
+        # From another connection: a pooler in transaction mode hands on what its own client said.
+        with _connect() as other:
+            other.execute(f"NOTIFY {own}")
         deadline = time.monotonic() + HEARING_SECONDS
         while time.monotonic() < deadline and not self._stopping.is_set():
             # As a list: while it is read the connection is locked.
@@ -84,7 +90,7 @@ class Listener(threading.Thread):
 
     def _tell(self, heard: psycopg.Notify) -> None:
         # Milliseconds; somebody else's payload says nothing: then it may be due now.
-        milliseconds = int(heard.payload) if heard.payload.isascii() and heard.payload.isdigit() else 0
+        milliseconds = int(heard.payload) if PAYLOAD.fullmatch(heard.payload) else 0
         self._on_notification(heard.channel, milliseconds / 1000)
 
     def stop(self) -> None:
@@ -94,7 +100,8 @@ class Listener(threading.Thread):
 
 def _connect() -> psycopg.Connection[Any]:
     if settings.DATABASE_LISTEN_URL:
-        return psycopg.connect(settings.DATABASE_LISTEN_URL, autocommit=True, application_name=APPLICATION_NAME)
+        url = psycopg.conninfo.make_conninfo(settings.DATABASE_LISTEN_URL, **TIMEOUTS)
+        return psycopg.connect(url, autocommit=True, application_name=APPLICATION_NAME)
     params = connection.get_connection_params()
     for name in ("cursor_factory", "context", "pool"):
         params.pop(name, None)

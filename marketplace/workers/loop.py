@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from django.db import connection, connections
 
+from marketplace import deadline
 from marketplace.errors import DATABASE_TROUBLE, StaleTransition, StripeDenied
 from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON, RELEASED
 from marketplace.services import leases
@@ -86,11 +87,12 @@ class _Watched:
 
 @dataclass(frozen=True)
 class _InHand:
-    """A claimed row on its way to a thread, and until when (monotonic) it may be begun."""
+    """A claimed row on its way to a thread; until when it may be begun, and when its lease ends, by ``deadline``."""
 
     queue: Queue
     claimed: Any
     begin_before: float
+    lease_ends: float
 
 
 def threads_for(concurrency: int) -> int:
@@ -134,6 +136,7 @@ class Worker:
         self._ask_at = 0.0
         self._in_hand = 0
         self._denied: StripeDenied | None = None
+        self._broken: BaseException | None = None
 
     # --- Control ------------------------------------------------------------------------------------------------------
 
@@ -253,12 +256,18 @@ class Worker:
                 self._ask_at = min(self._ask_at, time.monotonic() + SHORTEST_WAIT_SECONDS)
 
     def _claim(self, watched: _Watched) -> int:
-        began = time.monotonic()
+        began, clock = time.monotonic(), deadline.clock()
         claimed = watched.queue.claim(batch_size=self._batch_size, lease=self._lease)
         with self._lock:
             self._in_hand += len(claimed)
         for row in claimed:
-            self._buffer.put(_InHand(watched.queue, row, begin_before=began + self._begin_within))
+            held = _InHand(
+                watched.queue,
+                row,
+                begin_before=clock + self._begin_within,
+                lease_ends=clock + self._lease.total_seconds(),
+            )
+            self._buffer.put(held)
         if claimed:
             CLAIMED.labels(work=watched.queue.name).inc(len(claimed))
             rows = [next(iter(watched.queue.describe(row).values())) for row in claimed]
@@ -319,6 +328,11 @@ class Worker:
                         self._in_hand -= 1
                     if self._buffer.qsize() <= self._batch_size // 2:
                         self._wake.set()
+        except BaseException as error:
+            # Nothing should come here; a worker that lives with fewer threads, or none, would only seem to work.
+            logger.exception("thread_died")
+            self._broken = error
+            self.stop()
         finally:
             connections.close_all()
 
@@ -348,13 +362,14 @@ class Worker:
     def _may_begin(self, held: _InHand) -> bool:
         return (
             not self._stopping.is_set()
-            and time.monotonic() < held.begin_before
+            and deadline.clock() < held.begin_before
             and not held.queue.is_held_back(held.claimed)
         )
 
     def _work_on(self, held: _InHand) -> None:
         try:
-            held.queue.perform(held.claimed)
+            with deadline.sending_until(held.lease_ends):
+                held.queue.perform(held.claimed)
         except StaleTransition as error:
             LATE_SETTLES.labels(work=held.queue.name).inc()
             described = held.queue.describe(held.claimed)
@@ -374,6 +389,8 @@ class Worker:
     def _raise_if_denied(self) -> None:
         if self._denied is not None:
             raise self._denied
+        if self._broken is not None:
+            raise RuntimeError("A thread of the worker died.") from self._broken
 
 
 def persistently(write: Callable[[], T]) -> T:

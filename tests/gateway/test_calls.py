@@ -451,3 +451,16 @@ def test_the_environments_proxy_is_used(
     assert isinstance(pool, urllib3.ProxyManager) == proxied
     if proxied:
         assert (pool.proxy.host, pool.proxy_headers.get("proxy-authorization")) == ("proxy.example", login)
+
+
+def test_what_postgresql_cannot_hold_is_replaced() -> None:
+    assert stripe_api.storable("a\x00b\ud800c") == "a\ufffdb?c"
+
+
+def test_a_closed_gateway_opens_its_connections_anew(simulator: Any) -> None:
+    client = stripe_api._GatedClient(api_base=simulator.url, timeout=(2.0, 5.0), gate=None)
+    headers = {"Authorization": "Bearer sk_test_x"}
+    for _ in range(2):
+        body, status, _ = client.request("get", f"{simulator.url}/v1/balance", headers)
+        assert (status, b"available" in body) == (200, True)
+        client.close()

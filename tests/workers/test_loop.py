@@ -18,6 +18,7 @@ from django.db import IntegrityError, OperationalError, connection, connections,
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
+from marketplace import deadline
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
 from marketplace.models import SellerTransfer
 from marketplace.services import leases, refunds, reversals, transfers
@@ -652,3 +653,41 @@ def test_a_database_that_stays_away_leaves_the_answer_to_the_lease(monkeypatch: 
 
     with pytest.raises(OperationalError):
         persistently(away)
+
+
+# --- Leases that ended while the host stood still, and threads that die ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queue_class", "make", "endpoint"),
+    [(reversal.ReversalQueue, "at_stripe", REVERSE), (transfer_retry.TransferQueue, "payable", CREATE)],
+)
+def test_who_stood_still_past_its_lease_sends_nothing(
+    request: pytest.FixtureRequest, gateway: Any, simulator: Any, queue_class: type[Any], make: str, endpoint: str
+) -> None:
+    """Another worker may have looked and taken a new key meanwhile: the old one must not leave any more."""
+    row = request.getfixturevalue(make)()
+    queue = queue_class(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    simulator.requests.clear()
+    with deadline.sending_until(deadline.clock()):
+        queue.perform(claimed)
+    assert simulator.requests.to(endpoint) == []
+    row.refresh_from_db()
+    assert (row.retry_count, row.last_error_code) == (0, "postponed")
+    (again,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    with deadline.sending_until(deadline.clock() + 60):
+        queue.perform(again)
+    assert len(simulator.requests.to(endpoint)) == 1
+
+
+def test_a_worker_whose_thread_dies_ends_and_says_so() -> None:
+    class Deadly(Rows):
+        def release(self, row: int) -> None:
+            raise SystemExit("from a library")
+
+    rows = Deadly([1])
+    rows.held_back = {1}
+    with capture_logs() as logs, pytest.raises(RuntimeError, match="thread"):
+        worker(rows).run_once()
+    assert "thread_died" in [entry["event"] for entry in logs]
