@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import requests
 from django.db.backends.utils import CursorWrapper
+from urllib3.connectionpool import HTTPConnectionPool
 
 from marketplace.workers.reversal import RefundQueue, ReversalQueue
 from marketplace.workers.transfer_retry import TransferQueue
@@ -57,19 +57,19 @@ def die_at(place: dict[str, str]) -> None:
 
 
 def die_around_the_call(work: str, step: str) -> None:
-    send = requests.Session.send
+    urlopen = HTTPConnectionPool.urlopen
 
-    def sending(self: Any, request: Any, **kwargs: Any) -> Any:
-        is_it = request.method == "POST" and CALLS[work].search(request.path_url)
+    def sending(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        is_it = method == "POST" and bool(CALLS[work].search(url))
         if is_it and step == BEFORE_CALL:
             die()
-        answer = send(self, request, **kwargs)
+        answer = urlopen(self, method, url, *args, **kwargs)
         if is_it and step == AFTER_ANSWER:
             die()
-        _answered.yes = bool(is_it)
+        _answered.yes = is_it
         return answer
 
-    requests.Session.send = sending  # type: ignore[method-assign]
+    HTTPConnectionPool.urlopen = sending  # type: ignore[method-assign]
     execute = CursorWrapper.execute
 
     def executing(self: Any, sql: Any, params: Any = None) -> Any:
