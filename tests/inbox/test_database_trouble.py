@@ -1,7 +1,6 @@
 """A database that is away, slow or asked twice at once: nothing half done, nothing lost, nothing done twice."""
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,6 +15,7 @@ from marketplace.models import Order, Refund, WebhookEvent
 from marketplace.services import refunds
 from marketplace.states import EventStatus, OrderStatus, RefundStatus
 from tests.factories import RefundFactory, order_with_items, order_with_transfers
+from tests.death.processes import wait_until
 from tests.inbox.conftest import Event, events_of, make_due, only, pay
 
 Verified = Callable[[Event], stripe_events.IncomingEvent]
@@ -252,7 +252,7 @@ def test_a_payment_waits_for_a_refund_that_is_being_marked_and_then_applies_it(
 
     def marks_while_the_payment_waits(*args: Any) -> None:
         threads.append(elsewhere(lambda: inbox.receive(payment)))
-        wait_until(lambda: someone_waits_for_a_turn(another_session))
+        wait_until(lambda: someone_waits_for_a_turn(another_session), "the payment to wait")
         original(*args)
 
     monkeypatch.setattr(inbox, "_mark_not_applied", marks_while_the_payment_waits)
@@ -280,10 +280,3 @@ def someone_waits_for_a_turn(session: Any) -> bool:
     with session.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
         return bool(cursor.fetchone()[0])
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.01)
