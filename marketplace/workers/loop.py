@@ -29,6 +29,7 @@ from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON, RELEASED
 from marketplace.services import leases
 from marketplace.workers.heartbeat import Heartbeat
 from marketplace.workers.listener import Listener
+from marketplace.workers.slots import CallSlots
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -117,9 +118,11 @@ class Worker:
         lease: timedelta,
         attempt: timedelta,
         check_interval: timedelta,
+        slots: CallSlots | None = None,
     ) -> None:
         self._watched = [_Watched(each) for each in queues]
         self._concurrency = concurrency
+        self._slots = slots
         self._batch_size = batch_size
         self._lease = lease
         self._begin_within = (lease - attempt).total_seconds()
@@ -145,6 +148,8 @@ class Worker:
         ``stopping_on_signals``.
         """
         self._stopping.set()
+        if self._slots is not None:
+            self._slots.stop()
         self._wake.set()
 
     def notify(self, channel: str, seconds: float) -> None:
@@ -303,7 +308,7 @@ class Worker:
             yield
         finally:
             # However the loop ended: nothing that is only claimed is begun.
-            self._stopping.set()
+            self.stop()
             self._empty_buffer()
             for _ in threads:
                 self._buffer.put(None)

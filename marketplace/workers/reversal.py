@@ -2,7 +2,6 @@
 whether sellers have money again.
 """
 
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -34,6 +33,7 @@ from marketplace.services import leases, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed
 from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.loop import Worker
+from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
 logger = structlog.get_logger(__name__)
@@ -170,11 +170,12 @@ class EventQueue:
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The reversal worker as configured by ``REVERSAL_*``."""
     concurrency = concurrency or settings.REVERSAL_CONCURRENCY
-    calls = threading.BoundedSemaphore(concurrency)
+    slots = CallSlots(concurrency)
     return Worker(
-        [ReversalQueue(gateway, calls), RefundQueue(gateway, calls), EventQueue(), BalanceQueue(gateway)],
+        [ReversalQueue(gateway, slots), RefundQueue(gateway, slots), EventQueue(), BalanceQueue(gateway)],
         name="reversal worker",
         concurrency=concurrency,
+        slots=slots,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
         lease=settings.REVERSAL_LEASE,
         attempt=attempt(),

@@ -3,7 +3,6 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from marketplace.gateway.contract import Denied, TransferGateway
 from marketplace.metrics import ANSWERS, SETTLE_SECONDS
 from marketplace.services import leases, outcomes
 from marketplace.workers.loop import SETTLING_SECONDS, elapsed_ms, identity, persistently
+from marketplace.workers.slots import CallSlots, Stopped
 
 logger = structlog.get_logger(__name__)
 
@@ -61,10 +61,10 @@ class StripeQueue(ABC, Generic[R, A]):
     answered: str
     settled: str
 
-    def __init__(self, gateway: TransferGateway, calls: AbstractContextManager[Any] | None = None) -> None:
-        """``calls`` bounds how many are at Stripe at once; shared by the queues of a worker."""
+    def __init__(self, gateway: TransferGateway, slots: CallSlots | None = None) -> None:
         self._gateway = gateway
-        self._calls = calls or nullcontext()
+        # Alone, a queue needs no more than one.
+        self._slots = slots or CallSlots(1)
         self._actor = identity(f"{self.name} worker")
         # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
         self._is_breaker_open = False
@@ -109,6 +109,8 @@ class StripeQueue(ABC, Generic[R, A]):
         has_told = False
         try:
             has_told = self._attempt(claimed)
+        except Stopped:
+            self._give_up_lease(claimed)
         finally:
             if claimed.is_probe and not has_told:
                 throttle.give_probe_back(self.name)
@@ -116,7 +118,7 @@ class StripeQueue(ABC, Generic[R, A]):
     def _attempt(self, claimed: R) -> bool:
         """Ask, and write the answer down. Whether it says of Stripe that it works, or that it does not."""
         started = time.monotonic()
-        with self._calls:
+        with self._slots.taken():
             answer = self._ask(claimed)
         said = type(answer).__name__
         ANSWERS.labels(work=self.name, answer=said).inc()

@@ -1,6 +1,5 @@
 """The transfer retry worker: sends the sellers their shares, first and again."""
 
-import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +10,7 @@ from marketplace.gateway.contract import CreateTransferAnswer, TransferCreated, 
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
 from marketplace.services import outcomes, transfers
 from marketplace.workers.loop import Worker
+from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
 
@@ -69,11 +69,12 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
 def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_size: int | None = None) -> Worker:
     """The transfer retry worker as configured by ``TRANSFER_RETRY_*``; threads, batch and lease are the reversals'."""
     concurrency = concurrency or settings.REVERSAL_CONCURRENCY
-    calls = threading.BoundedSemaphore(concurrency)
+    slots = CallSlots(concurrency)
     return Worker(
-        [TransferQueue(gateway, calls)],
+        [TransferQueue(gateway, slots)],
         name="transfer retry worker",
         concurrency=concurrency,
+        slots=slots,
         batch_size=batch_size or settings.REVERSAL_BATCH_SIZE,
         lease=settings.REVERSAL_LEASE,
         attempt=attempt(),
