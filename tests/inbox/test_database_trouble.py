@@ -14,8 +14,8 @@ from marketplace.gateway import stripe_events
 from marketplace.models import Order, Refund, WebhookEvent
 from marketplace.services import refunds
 from marketplace.states import EventStatus, OrderStatus, RefundStatus
-from tests.factories import RefundFactory, order_with_items, order_with_transfers
 from tests.death.processes import wait_until
+from tests.factories import RefundFactory, order_with_items, order_with_transfers
 from tests.inbox.conftest import Event, events_of, make_due, only, pay
 
 Verified = Callable[[Event], stripe_events.IncomingEvent]
