@@ -1,5 +1,6 @@
 """What all queues share whose work is a call at Stripe: the breaker, the log lines, the settle that persists."""
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -63,8 +64,8 @@ class StripeQueue(ABC, Generic[R, A]):
 
     def __init__(self, gateway: TransferGateway, slots: CallSlots | None = None) -> None:
         self._gateway = gateway
-        # Alone, a queue needs no more than one.
-        self._slots = slots or CallSlots(1)
+        # Without a worker nothing bounds the calls.
+        self._slots = slots or CallSlots(sys.maxsize)
         self._actor = identity(f"{self.name} worker")
         # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
         self._is_breaker_open = False
