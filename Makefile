@@ -12,7 +12,7 @@ DEPLOYED := USE_TLS=true DEBUG=false ALLOWED_HOSTS=pay.example.com \
 MONEY := marketplace/services/*,marketplace/inbox.py,marketplace/gateway/*,marketplace/models/*,marketplace/workers/*
 MONEY := $(MONEY),marketplace/money.py,marketplace/backoff.py,marketplace/states.py
 
-.PHONY: help env lock migrate demo test bench check format chromium stop clean
+.PHONY: help env lock migrate demo test simulate bench check format chromium stop clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test: env chromium ## Run the whole suite
 	@$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report=
 	@$(BIN)/coverage report --include='$(MONEY)' --fail-under=100
 	@$(BIN)/coverage report --format=total --fail-under=90 | sed 's/^/Coverage of all, lines and branches, in percent: /'
+
+simulate: env ## Days of faults and crashes from seeds: SEEDS=5000, SEED=123 for one with its steps, PLANT=? for bugs
+	@$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(SEED),--seed=$(SEED)) $(if $(PLANT),--plant='$(PLANT)')
 
 bench: env ## Measure the bars, about a quarter of an hour; ONLY=throughput,claim for some, QUICK=1 for a look
 	@$(BIN)/python -m bench $(if $(ONLY),--only=$(ONLY)) $(if $(QUICK),--quick) $(if $(DOCS),--docs)
