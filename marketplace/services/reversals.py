@@ -186,9 +186,12 @@ _CLAIM = f"""
         UPDATE marketplace_transferreversal AS owed
         SET first_attempted_at = COALESCE(owed.first_attempted_at, statement_timestamp())
         FROM (
-            SELECT min(pending.id) AS id FROM marketplace_transferreversal AS pending
-            JOIN due ON due.id = pending.transfer_id
-            WHERE pending.status = 'pending' GROUP BY pending.transfer_id
+            -- Looked up row by row: as a join, old statistics make it read all that are owed for each.
+            SELECT (
+                SELECT pending.id FROM marketplace_transferreversal AS pending
+                WHERE pending.transfer_id = due.id AND pending.status = 'pending' ORDER BY pending.id LIMIT 1
+            ) AS id
+            FROM due
         ) AS oldest
         WHERE owed.id = oldest.id AND owed.status = 'pending'
         RETURNING owed.*
