@@ -1,0 +1,89 @@
+"""What a seed is made of. Each goes without most troubles, so that some have much of a few."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from tests.simulation.scheduler import Chances
+from tests.simulation.wire import ALL_FAULTS, Weather
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    chances: Chances
+    weather: Weather
+    orders: int
+    sellers: int
+    processes: dict[str, int]
+    # Of each process: rows claimed, and calls, at once.
+    batch_size: int
+    concurrency: int
+    has_allowance: bool
+    # How often the controller decides what happens next, before all is quiet.
+    decisions: int
+    # Weights of what happens around the workers.
+    jumps: float
+    outages: float
+    by_hand: float
+    payouts: float
+    capabilities: float
+    # Chances per letter of Stripe's.
+    duplicates: float
+    delayed: float
+    # Seconds by which a host's clock may be wrong, either way.
+    skew: float
+    # Settings of the simulated Stripe, and of the program.
+    stripe: dict[str, Any]
+    settings: dict[str, Any]
+    # The usual case: sellers were paid long before anything is refunded, without any trouble.
+    is_paid_first: bool
+
+
+def profile(seed: int) -> Profile:
+    chance = random.Random(f"profile {seed}")
+
+    def now_and_then(share: float, most: float) -> float:
+        return most * chance.random() if chance.random() < share else 0.0
+
+    retries = chance.choice([0, 1, 2, 5, 5])
+    return Profile(
+        chances=Chances(
+            switch=chance.choice([0.05, 0.15, 0.3]),
+            switch_in_transaction=now_and_then(0.6, 0.3),
+            crash=now_and_then(0.6, 0.03),
+            stall=now_and_then(0.4, 0.02),
+            database=now_and_then(0.3, 0.02),
+            longest_stall=chance.choice([60.0, 900.0, 2400.0]),
+        ),
+        weather=Weather(
+            trouble=chance.choice([0.0, 0.1, 0.3, 0.3, 0.6]),
+            faults=tuple(chance.sample(ALL_FAULTS, chance.randint(1, len(ALL_FAULTS)))),
+            slow=chance.choice([0.0, 0.1, 0.4]),
+            sick_account="acct_seller0" if chance.random() < 0.1 else "",
+            latest_effect=chance.choice([30.0, 300.0, 900.0]),
+        ),
+        orders=chance.choice([1, 1, 1, 2, 3]),
+        sellers=chance.choice([1, 1, 2, 3, 6]),
+        processes={"reversal": chance.choice([1, 2, 2, 3]), "transfer": chance.choice([1, 1, 2])},
+        concurrency=chance.choice([1, 2]),
+        batch_size=chance.choice([1, 2, 8]),
+        has_allowance=chance.random() < 0.15,
+        decisions=chance.choice([60, 120, 200]),
+        jumps=now_and_then(0.5, 0.06),
+        outages=now_and_then(0.3, 0.05),
+        by_hand=now_and_then(0.2, 0.15),
+        payouts=now_and_then(0.3, 0.15),
+        capabilities=now_and_then(0.15, 0.05),
+        duplicates=now_and_then(0.6, 0.5),
+        delayed=now_and_then(0.6, 0.5),
+        skew=HOUR if chance.random() < 0.3 else 0.0,
+        stripe={
+            "refund_status": chance.choice(["succeeded", "succeeded", "succeeded", "pending"]),
+            "allow_negative_balances": chance.random() < 0.4,
+            "pending_reversals": chance.random() < 0.1,
+        },
+        settings={"REVERSAL_MAX_RETRIES": retries, "TRANSFER_RETRY_MAX_RETRIES": retries},
+        is_paid_first=chance.random() < 0.5,
+    )
