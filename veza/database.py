@@ -14,8 +14,9 @@ import psutil
 EMBEDDED_ENGINE = "veza.embedded_postgresql"
 EMBEDDED_NAME = "veza"
 
+# When PostgreSQL is back, the pool must not wait for the end of a pause that doubled: it gives up soon, and we ask anew.
 # Connections of one process: the worker's threads, its claimer and a spare one. Beyond that a caller waits.
-POOL: dict[str, Any] = {"min_size": 0, "max_size": 48, "timeout": 5, "max_idle": 60}
+POOL: dict[str, Any] = {"min_size": 0, "max_size": 48, "timeout": 5, "max_idle": 60, "reconnect_timeout": 2}
 
 
 # Seconds, the last one milliseconds. A server that is gone without a word is noticed within half a minute, where TCP by
