@@ -14,7 +14,7 @@ import psutil
 EMBEDDED_ENGINE = "veza.embedded_postgresql"
 EMBEDDED_NAME = "veza"
 
-# When PostgreSQL is back, the pool must not wait for the end of a pause that doubled: it gives up soon, and we ask anew.
+# When PostgreSQL is back, the pool must not wait for the end of a pause that doubled.
 # Connections of one process: the worker's threads, its claimer and a spare one. Beyond that a caller waits.
 POOL: dict[str, Any] = {"min_size": 0, "max_size": 48, "timeout": 5, "max_idle": 60, "reconnect_timeout": 2}
 
