@@ -164,7 +164,8 @@ class Worker:
         """SIGTERM and SIGINT stop the worker; a second SIGINT ends it at once, as a lost lease would."""
 
         def handle(number: int, _frame: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Not KeyboardInterrupt: the loop would still wait for its threads, which wait for Stripe.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             # In a thread of its own: this one may have been interrupted while it held the event's lock.
             threading.Thread(target=stop, args=(number,), name="stopping").start()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Callable, Coroutine
@@ -143,6 +144,9 @@ class Wire:
         """What a sender had sent before it died arrives all the same: the way on stays open."""
         while data := await reader.read(CHUNK):
             if not self._requests_flow.is_set():
+                # Only a whole request is held: a sender killed between its headers and its body has asked nothing.
+                while not _is_whole(data) and (more := await reader.read(CHUNK)):
+                    data += more
                 self.held_requests += 1
                 try:
                     await self._requests_flow.wait()
@@ -162,3 +166,9 @@ class Wire:
             with contextlib.suppress(OSError):
                 writer.write(data)
                 await writer.drain()
+
+
+def _is_whole(request: bytes) -> bool:
+    headers, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", headers)
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)

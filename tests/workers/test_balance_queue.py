@@ -305,6 +305,7 @@ def test_a_check_given_back_unbegun_is_due_at_once(seller: Seller, waiting: Owin
     waiting()
     check_is_due(seller)
     (claimed,) = queue.claim(batch_size=9, lease=timedelta(minutes=5))
+    assert queue.describe(claimed) == {"seller": seller.pk}
     queue.release(claimed)
     (again,) = queue.claim(batch_size=9, lease=timedelta(minutes=5))
     assert again.pk == claimed.pk

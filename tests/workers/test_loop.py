@@ -144,6 +144,22 @@ def test_a_row_that_its_queue_holds_back_is_given_back() -> None:
     assert (rows.performed, rows.released) == ([1], [2])
 
 
+def test_an_idle_thread_gives_its_connection_back_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketplace.workers.loop.IDLE_SECONDS", 0.0)
+    given_back = threading.Event()
+    # The worker's threads alone: this one keeps the connection of the test.
+    monkeypatch.setattr("marketplace.workers.loop.connections.close_all", given_back.set)
+
+    class Late(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            assert given_back.wait(PATIENCE)
+            return super().claim(batch_size=batch_size, lease=lease)
+
+    rows = Late([1, 2])
+    assert worker(rows).run_once() == 2
+    assert sorted(rows.performed) == [1, 2]
+
+
 def test_a_slow_call_does_not_hold_up_the_others() -> None:
     others_done = threading.Event()
 
@@ -427,6 +443,7 @@ def test_an_event_given_back_unbegun_is_due_at_once() -> None:
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     assert queue.claim(batch_size=1, lease=timedelta(minutes=5)) == []
     assert not queue.is_held_back(claimed)
+    assert queue.describe(claimed) == {"event_id": claimed.stripe_event_id, "type": claimed.type, "attempt": 2}
     queue.release(claimed)
     queue.settle_unexpected(claimed, ValueError("kept by applying itself"))
     assert len(queue.claim(batch_size=1, lease=timedelta(minutes=5))) == 1
