@@ -43,6 +43,8 @@ PARTLY_REVERSED_ELSEWHERE = "partly_reversed_elsewhere"
 RETRIES_EXHAUSTED = "retries_exhausted"
 # Stripe looks at a pending reversal about hourly (docs.stripe.com/connect/pending-transfer-reversals).
 PENDING_REVERSAL_INTERVAL = timedelta(hours=1)
+# How Stripe says that a pending reversal will not happen (the same page).
+GIVEN_UP = frozenset({"failed", "canceled"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +390,7 @@ class _Settlement:
             self.needs_a_person(outcomes.error("conflicting_facts", message))
         elif facts.is_done:
             self._succeed(facts)
-        elif facts.status in {"failed", "canceled"}:
+        elif facts.status in GIVEN_UP:
             self._pending_ended(facts)
         else:
             # Pending, or a word we do not know: it lives until Stripe says otherwise.
@@ -591,10 +593,12 @@ def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor:
 
     Changes no amount of the transfer: the caller knows Stripe's total.
     """
-    known = {reversal.stripe_reversal_id for reversal in transfer.reversals.exclude(stripe_reversal_id="")}
+    recorded = list(transfer.reversals.all())
+    known = {each.stripe_reversal_id for each in recorded if each.status == ReversalStatus.SUCCEEDED}
     unconfirmed = {
-        str(reversal.operation_id): reversal
-        for reversal in transfer.reversals.filter(status__in=[ReversalStatus.PENDING, ReversalStatus.FAILED])
+        str(each.operation_id): each
+        for each in recorded
+        if each.status in {ReversalStatus.PENDING, ReversalStatus.FAILED}
     }
     for facts in listed:
         if facts.stripe_reversal_id in known or not facts.is_done:
@@ -628,8 +632,8 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     inside the caller's transaction, which holds the lock.
     """
     for reversal in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id"):
-        if reversal.stripe_reversal_id:
-            # Given up by Stripe, and replaced at that time.
+        if reversal.stripe_status in GIVEN_UP:
+            # Replaced at that time.
             continue
         if reversal.amount <= transfer.amount_unreversed:
             reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, waiting_for_funds_since=None)

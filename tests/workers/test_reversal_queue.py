@@ -625,6 +625,64 @@ def test_a_pending_reversal_that_stripe_gives_up_is_tried_again_by_a_row_of_its_
     assert transfer.status == TransferStatus.REVERSED
 
 
+def pending_at_stripe_and_given_to_a_person(transfer: SellerTransfer, run: Run, simulator: Any, settings: Any) -> None:
+    """Stripe waits for the balance, and our looks at it stay without an answer to the last retry."""
+    settings.REVERSAL_MAX_RETRIES = 0
+    simulator.set(pending_reversals=True)
+    simulator.pay_out(transfer.seller.stripe_account_id)
+    run()
+    simulator.faults.add("unreadable", times=1)
+    due_again(transfer)
+    run()
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.PERMANENTLY_FAILED
+    simulator.faults.clear()
+
+
+def test_a_retry_goes_on_with_the_reversal_that_is_pending_at_stripe(
+    at_stripe: Make, run_reversals: Run, simulator: Any, settings: Any
+) -> None:
+    """And makes no second one of all that is left."""
+    transfer = at_stripe(5000)
+    owed(transfer, amount=1000)
+    pending_at_stripe_and_given_to_a_person(transfer, run_reversals, simulator, settings)
+    transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="again")
+    run_reversals()
+    waiting = only_reversal(transfer)
+    assert (waiting.status, waiting.stripe_status) == (ReversalStatus.PENDING, "pending")
+    simulator.add_funds(5000, account=transfer.seller.stripe_account_id)
+    simulator.clock.advance(2 * 3600)
+    due_again(transfer)
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.amount_reversed) == (TransferStatus.PARTIALLY_REVERSED, 1000)
+    assert len(simulator.requests.to(REVERSE)) == 1
+
+
+def test_a_pending_reversal_that_went_through_unseen_is_recorded_with_those_made_elsewhere(
+    at_stripe: Make, run_reversals: Run, simulator: Any, settings: Any
+) -> None:
+    transfer = at_stripe(5000)
+    owed(transfer, amount=1000)
+    pending_at_stripe_and_given_to_a_person(transfer, run_reversals, simulator, settings)
+    given_up = only_reversal(transfer)
+    simulator.add_funds(9000, account=transfer.seller.stripe_account_id)
+    simulator.clock.advance(2 * 3600)
+    simulator.create_reversal(transfer.stripe_transfer_id, 4000)
+    another = TransferReversalFactory(
+        transfer=transfer, amount=4000, cause=TransferReversal.Cause.OPERATOR, refund=None
+    )
+    SellerTransfer.objects.filter(pk=transfer.pk).update(
+        status=TransferStatus.REVERSAL_PENDING, failed_leg="", next_retry_at=Now()
+    )
+    run_reversals()
+    transfer.refresh_from_db()
+    given_up.refresh_from_db()
+    another.refresh_from_db()
+    assert (transfer.status, transfer.amount_reversed) == (TransferStatus.REVERSED, 5000)
+    assert (given_up.status, another.status) == (ReversalStatus.SUCCEEDED, ReversalStatus.CANCELED)
+
+
 # --- What is not touched ----------------------------------------------------------------------------------------------
 
 
