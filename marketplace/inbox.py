@@ -104,7 +104,7 @@ def _apply_what_waited_for(order: Order) -> None:
     Also those that were given up: Stripe may bring the payment's event days later. In the payment's own transaction, so
     that none is forgotten between the two.
     """
-    early = WebhookEvent.objects.select_for_update(skip_locked=True).filter(
+    early = WebhookEvent.objects.select_for_update(skip_locked=True, no_key=True).filter(
         Q(payload__data__object__payment_intent=order.stripe_payment_intent_id)
         | Q(payload__data__object__charge=order.stripe_charge_id),
         status__in=[EventStatus.FAILED, EventStatus.IGNORED],

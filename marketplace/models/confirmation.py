@@ -19,7 +19,7 @@ _CONFIRM = f"""
         WHERE id = %(transfer)s AND lease_token = %(lease_token)s AND status = 'reversal_pending'
           -- Whoever adds a debt touches the row: then this statement's snapshot may not know of it.
           AND updated_at = %(updated_at)s AND amount_reversed + %(amount)s <= amount
-        FOR UPDATE
+        FOR NO KEY UPDATE
     ), others AS (
         SELECT count(*) AS owed FROM marketplace_transferreversal
         WHERE transfer_id = %(transfer)s AND status = 'pending' AND id <> %(reversal)s

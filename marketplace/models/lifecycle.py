@@ -100,7 +100,7 @@ class Lifecycle(models.Model):
     @classmethod
     def locked(cls, pk: Any) -> Self:
         """The row as it is now, locked until the transaction ends."""
-        return cls._default_manager.select_for_update().get(pk=pk)
+        return cls._default_manager.select_for_update(no_key=True).get(pk=pk)
 
 
 class Work(models.Model):

@@ -31,7 +31,7 @@ DUE = """
           ))
         ORDER BY next_retry_at, id
         LIMIT %(batch_size)s
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ), claimed AS (
         UPDATE {table} AS taken
         SET lease_token = gen_random_uuid(), lease_expires_at = statement_timestamp() + %(lease)s {also_set}
@@ -95,7 +95,7 @@ def held(model: type[W], pk: Any, lease_token: UUID | None) -> W:
         StaleTransition: another worker has taken the row over.
 
     """
-    row = model._default_manager.select_for_update().filter(pk=pk, lease_token=lease_token).first()
+    row = model._default_manager.select_for_update(no_key=True).filter(pk=pk, lease_token=lease_token).first()
     if row is None or lease_token is None:
         raise StaleTransition(f"the lease on {model._meta.verbose_name} {pk} is no longer ours")
     return row

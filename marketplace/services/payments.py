@@ -155,7 +155,7 @@ def record(facts: PaymentFacts, *, actor: str) -> Order:
 
 
 def _locked_order(facts: PaymentFacts) -> Order:
-    orders = Order.objects.select_for_update()
+    orders = Order.objects.select_for_update(no_key=True)
     if facts.order_operation_id:
         try:
             order = orders.filter(operation_id=facts.order_operation_id).first()

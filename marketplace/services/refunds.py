@@ -304,7 +304,7 @@ def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> N
 
 
 def _still_asking(claimed: Refund) -> Refund:
-    refund = Refund.objects.select_for_update().filter(pk=claimed.pk, lease_token=claimed.lease_token).first()
+    refund = Refund.objects.select_for_update(no_key=True).filter(pk=claimed.pk, lease_token=claimed.lease_token).first()
     if refund is None or refund.status != RefundStatus.REQUESTED:
         raise StaleTransition(f"refund {claimed.pk} is no longer ours to ask for")
     return refund
@@ -387,7 +387,7 @@ def _locked_order(facts: RefundFacts) -> Order:
 
 def _locked_refund(facts: RefundFacts, order: Order, *, actor: str) -> Refund:
     """The row of this refund: by Stripe's id, by our operation id, or a new one where it was made elsewhere."""
-    ours = Refund.objects.select_for_update().filter(order=order)
+    ours = Refund.objects.select_for_update(no_key=True).filter(order=order)
     refund = ours.filter(stripe_refund_id=facts.stripe_refund_id).first()
     if refund is None and facts.operation_id:
         try:
@@ -434,7 +434,7 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
 def _owe(order: Order, refund: Refund, *, actor: str) -> None:
     """Write down what each seller owes now, and make it due. No call is made."""
     total = order.refunds.filter(succeeded_at__isnull=False).aggregate(total=Sum("amount"))["total"]
-    transfers = list(SellerTransfer.objects.select_for_update().filter(order=order).order_by("id"))
+    transfers = list(SellerTransfer.objects.select_for_update(no_key=True).filter(order=order).order_by("id"))
     due = plan(order.amount, total, [(transfer.share, already_taken(transfer)) for transfer in transfers])
     for transfer, amount in zip(transfers, due, strict=True):
         if amount:

@@ -34,7 +34,7 @@ def record(facts: AccountFacts) -> bool:
         raise MalformedEvent(f"the transfers capability {facts.transfers_capability!r} is unknown")
     word = (facts.seen_at, RANK[facts.transfers_capability], facts.payouts_enabled)
     with transaction.atomic():
-        seller = Seller.objects.select_for_update().filter(stripe_account_id=facts.stripe_account_id).first()
+        seller = Seller.objects.select_for_update(no_key=True).filter(stripe_account_id=facts.stripe_account_id).first()
         if seller is None:
             return False
         if seller.stripe_seen_at is not None:
