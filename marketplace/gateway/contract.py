@@ -23,6 +23,10 @@ class TransferFacts:
     operation_id: str
 
 
+# How Stripe says that a pending reversal will not happen (docs.stripe.com/connect/pending-transfer-reversals).
+REVERSAL_GIVEN_UP = frozenset({"failed", "canceled"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReversalFacts:
     """A transfer reversal at Stripe.
@@ -40,6 +44,10 @@ class ReversalFacts:
     @property
     def is_done(self) -> bool:
         return self.status in {"", "succeeded"}
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.status in REVERSAL_GIVEN_UP
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,16 +170,22 @@ class StripeGateway:
         """Whether a refusal without a code means that too little is left.
 
         "The transfer … is already fully reversed." comes without a code (stripe-ruby#1058), and so does an amount above
-        the remainder. The message is never read: the transfer and its reversals are.
+        the remainder. The message is never read: the transfer and its reversals are. What is left may be promised to
+        reversals that wait for the seller's balance: then there is too little of it for ours, too.
         """
         found = self.retrieve_transfer(stripe_transfer_id)
         if not isinstance(found, TransferRetrieved):
             return found
-        if found.transfer.amount - found.transfer.amount_reversed >= wanted:
-            return refusal
         listed = self.list_reversals(stripe_transfer_id)
         if not isinstance(listed, ReversalsListed):
             return listed
+        left = found.transfer.amount - found.transfer.amount_reversed
+        waiting = [each for each in listed.reversals if not (each.is_done or each.is_given_up)]
+        if left - sum(each.amount for each in waiting) >= wanted:
+            return refusal
+        if left >= wanted:
+            ids = ", ".join(each.stripe_reversal_id for each in waiting)
+            return InsufficientFunds(message=f"{ids} waits for the same money", request_id=refusal.request_id)
         return AlreadyReversed(
             transfer=found.transfer,
             reversals=listed.reversals,

@@ -23,6 +23,7 @@ from marketplace.errors import (
     UnknownOrder,
 )
 from marketplace.gateway.contract import (
+    REVERSAL_GIVEN_UP,
     Busy,
     CreateRefundAnswer,
     Denied,
@@ -304,7 +305,9 @@ def settle_unexpected(claimed: Refund, exception: Exception, *, actor: str) -> N
 
 
 def _still_asking(claimed: Refund) -> Refund:
-    refund = Refund.objects.select_for_update(no_key=True).filter(pk=claimed.pk, lease_token=claimed.lease_token).first()
+    refund = (
+        Refund.objects.select_for_update(no_key=True).filter(pk=claimed.pk, lease_token=claimed.lease_token).first()
+    )
     if refund is None or refund.status != RefundStatus.REQUESTED:
         raise StaleTransition(f"refund {claimed.pk} is no longer ours to ask for")
     return refund
@@ -465,11 +468,10 @@ def already_taken(transfer: SellerTransfer) -> int:
     """Of a seller's share: what was never sent, is owed back, or came back; minor units."""
     if transfer.status == TransferStatus.CANCELED:
         return transfer.share
-    # A reversal that Stripe gave up has its number, and a row in its place.
-    standing = Q(status__in=[ReversalStatus.PENDING, ReversalStatus.SUCCEEDED]) | Q(
-        status=ReversalStatus.FAILED, stripe_reversal_id=""
-    )
-    owed = transfer.reversals.filter(standing).aggregate(total=Sum("amount"))["total"] or 0
+    # One that Stripe gave up has a row in its place.
+    replaced = Q(status=ReversalStatus.FAILED, stripe_status__in=REVERSAL_GIVEN_UP)
+    standing = transfer.reversals.exclude(Q(status=ReversalStatus.CANCELED) | replaced)
+    owed = standing.aggregate(total=Sum("amount"))["total"] or 0
     return transfer.amount_kept_back + max(owed, transfer.amount_reversed)
 
 

@@ -16,6 +16,7 @@ from django.db.models.functions import Coalesce, Now
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import (
+    REVERSAL_GIVEN_UP,
     AlreadyReversed,
     Busy,
     Denied,
@@ -43,8 +44,6 @@ PARTLY_REVERSED_ELSEWHERE = "partly_reversed_elsewhere"
 RETRIES_EXHAUSTED = "retries_exhausted"
 # Stripe looks at a pending reversal about hourly (docs.stripe.com/connect/pending-transfer-reversals).
 PENDING_REVERSAL_INTERVAL = timedelta(hours=1)
-# How Stripe says that a pending reversal will not happen (the same page).
-GIVEN_UP = frozenset({"failed", "canceled"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +389,7 @@ class _Settlement:
             self.needs_a_person(outcomes.error("conflicting_facts", message))
         elif facts.is_done:
             self._succeed(facts)
-        elif facts.status in GIVEN_UP:
+        elif facts.is_given_up:
             self._pending_ended(facts)
         else:
             # Pending, or a word we do not know: it lives until Stripe says otherwise.
@@ -632,7 +631,7 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     inside the caller's transaction, which holds the lock.
     """
     for reversal in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id"):
-        if reversal.stripe_status in GIVEN_UP:
+        if reversal.stripe_status in REVERSAL_GIVEN_UP:
             # Replaced at that time.
             continue
         if reversal.amount <= transfer.amount_unreversed:

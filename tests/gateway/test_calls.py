@@ -15,6 +15,7 @@ from marketplace.gateway import stripe_api
 from marketplace.gateway.contract import (
     AccountCreated,
     AlreadyReversed,
+    InsufficientFunds,
     NotFound,
     PaymentCreated,
     RefundCreated,
@@ -251,11 +252,12 @@ def test_exactly_what_is_left_is_reversed(gateway: Any, simulator: Any, transfer
     assert isinstance(reverse(gateway, transfer, amount=1000), Reversed)
 
 
-def scripted_transfer(server: ScriptedServer, *, message: str, amount_reversed: int) -> None:
-    """A Stripe that refuses the reversal with this text, and says this of the transfer."""
+def scripted_transfer(server: ScriptedServer, *, message: str, amount_reversed: int, status: str = "") -> None:
+    """A Stripe that refuses the reversal with this text, and says this of the transfer, and of its one reversal."""
     from tests.gateway.conftest import Asked, Said  # its types are needed here alone
 
-    reversal = b'{"id": "trr_1", "object": "transfer_reversal", "amount": 7000, "currency": "eur"}'
+    said = b', "status": "%s"' % status.encode() if status else b""
+    reversal = b'{"id": "trr_1", "object": "transfer_reversal", "amount": 7000, "currency": "eur"%s}' % said
 
     def says(asked: Asked) -> Said:
         if asked.method == "POST":
@@ -285,6 +287,16 @@ def test_the_same_wording_with_money_left_is_refused(scripted: ScriptedServer, t
     scripted_transfer(scripted, message=message, amount_reversed=5000)
     answer = reverse(to_scripted, amount=2000)
     assert answer == Refused(message=message, request_id="req_scripted", code="invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"), [("pending", InsufficientFunds), ("failed", Refused), ("canceled", Refused), ("", Refused)]
+)
+def test_what_another_reversal_waits_for_is_not_there_for_ours(
+    scripted: ScriptedServer, to_scripted: Any, status: str, answer: type[Any]
+) -> None:
+    scripted_transfer(scripted, message="Nothing doing.", amount_reversed=0, status=status)
+    assert isinstance(reverse(to_scripted, amount=2000), answer)
 
 
 @pytest.mark.parametrize("look", [RETRIEVE, LIST_REVERSALS])

@@ -29,6 +29,7 @@ from tests.factories import (
     OrderFactory,
     RefundFactory,
     SellerTransferFactory,
+    TransferReversalFactory,
     UserFactory,
     order_with_transfers,
 )
@@ -632,3 +633,17 @@ def test_an_error_of_our_own_is_kept_with_the_refund(
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     queue.release(claimed)
     assert run(gateway) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("stripe_status", "counts"), [("", True), ("pending", True), ("failed", False), ("canceled", False)]
+)
+def test_what_a_person_has_to_see_to_is_owed_once(stripe_status: str, counts: bool) -> None:
+    """A reversal of which we lost sight counts, unless Stripe gave it up: that one has a row in its place."""
+    transfer = SellerTransferFactory(permanently_failed=True, amount=5000, failed_leg="reversing", reversal=False)
+    number = "trr_1" if stripe_status else ""
+    TransferReversalFactory(
+        transfer=transfer, failed=True, amount=1200, stripe_reversal_id=number, stripe_status=stripe_status
+    )
+    assert refunds.already_taken(transfer) == (1200 if counts else 0)
