@@ -218,13 +218,13 @@ def _listening(scheduler: Scheduler) -> Iterator[None]:
 
 
 def _was_late(scheduler: Scheduler, error: str) -> None:
-    """A lease is lost by who stood still, or was told that what was done had failed. Never by who only waited for
-    Stripe. A refund can be settled by its webhook meanwhile.
+    """A lease is lost by a process that stood still, or was told that what was done had failed. Never by one that only
+    waited for Stripe. A refund can be settled by its webhook meanwhile.
     """
     task = current()
     assert task is not None
     scheduler.note(f"late settle: {error}")
-    if not (task.stalled or task.host.suspended or task.lost_a_commit or task.name.startswith("refund")):
+    if not (task.host.stalled or task.host.suspended or task.lost_a_commit or task.name.startswith("refund")):
         scheduler.breaches.append(f"6: {task.host.name} never stood still, and lost its lease: {error}")
 
 

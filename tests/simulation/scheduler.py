@@ -49,6 +49,8 @@ class Host:
     # What its wall clock is wrong by, and what its monotonic one lost while the machine was suspended.
     skew: float = 0.0
     suspended: float = 0.0
+    # How long any of its threads was made to stand still: others wait for it, say for its turn to call.
+    stalled: float = 0.0
     is_dead: bool = False
     tasks: list["Task"] = field(default_factory=list)
 
@@ -73,8 +75,6 @@ class Task:
     crashed: bool = False
     error: BaseException | None = None
     result: Any = None
-    # How long it was made to stand still, in the clock's seconds.
-    stalled: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     # It was told that a commit failed that had not.
     lost_a_commit: bool = False
@@ -340,7 +340,7 @@ class Scheduler:
 
     def _stall(self, task: Task) -> None:
         seconds = self.chances.longest_stall * self.random.random() ** 3
-        task.stalled += seconds
+        task.host.stalled += seconds
         self.counts["stalls"] += 1
         if self.random.random() < 0.3:
             # The machine slept: its monotonic clock did not count.
