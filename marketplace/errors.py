@@ -26,6 +26,10 @@ class StaleTransition(MarketplaceError):
     """Someone else moved the row first, or our lease on it is gone: nothing was changed."""
 
 
+class AlreadyThere(MarketplaceError):
+    """A row that is written once only is there already."""
+
+
 class ConflictingFacts(MarketplaceError):
     """The same thing was told before, with other facts."""
 

@@ -11,11 +11,11 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import Q
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import DATABASE_TROUBLE, MalformedEvent, UnknownOrder
+from marketplace.errors import DATABASE_TROUBLE, AlreadyThere, MalformedEvent, UnknownOrder
 from marketplace.gateway import stripe_api
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
-from marketplace.models import Order, Seller, WebhookEvent
+from marketplace.models import Order, Seller, WebhookEvent, together
 from marketplace.services import funds, leases, outcomes, payments, refunds, sellers
 from marketplace.states import EventStatus
 
@@ -42,46 +42,53 @@ def receive(event: IncomingEvent) -> WebhookEvent:
         OperationalError, InterfaceError: the database is away; nothing is stored, so Stripe must send it again.
 
     """
-    with transaction.atomic(durable=True):
-        row = _store(event)
-        if row is None:
-            WEBHOOK_EVENTS.labels(outcome="duplicate").inc()
-            return WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
-        _apply(row)
+    try:
+        row = _receive(event)
+    except AlreadyThere:
+        WEBHOOK_EVENTS.labels(outcome="duplicate").inc()
+        return WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
     WEBHOOK_EVENTS.labels(outcome=row.status).inc()
     logger.info("webhook_event", event_id=row.stripe_event_id, type=row.type, status=row.status, outcome=row.outcome)
     return row
 
 
-def _store(event: IncomingEvent) -> WebhookEvent | None:
-    """The new row, marked as processed until applying it shows otherwise; None where the event is stored already."""
-    stored = WebhookEvent.objects.raw(
-        """
-        INSERT INTO marketplace_webhookevent (
-            stripe_event_id, type, stripe_account_id, livemode, api_version, stripe_created_at, payload,
-            status, outcome, retry_count, last_error_code, last_error_message, last_error_request_id
-        ) VALUES (%s, %s, %s, %s, %s, %s, %s, 'processed', '', 0, '', '', '')
-        ON CONFLICT (stripe_event_id) DO NOTHING
-        RETURNING *
-        """,
-        [
-            event.stripe_event_id,
-            event.type,
-            event.stripe_account_id,
-            event.livemode,
-            event.api_version,
-            event.created_at,
-            _storable(event.payload),
-        ],
-    )
-    return next(iter(stored), None)
-
-
-def _storable(payload: Mapping[str, Any]) -> str:
-    """The payload as JSON that PostgreSQL's jsonb can hold: it refuses NUL and lone halves of surrogate pairs, and has
-    the replacement character instead. An escaped backslash before the letters ``u0000`` is no NUL and stays.
+def _receive(event: IncomingEvent) -> WebhookEvent:
+    """At first straight ahead, in few messages to PostgreSQL. An error takes everything back, the event's row too, and
+    then it is done step by step, so that the error stays with the event.
     """
-    return ESCAPES.sub(lambda found: found["fine"] or "\\ufffd", json.dumps(payload, allow_nan=False))
+    try:
+        with transaction.atomic(durable=True), together.written_together():
+            return _apply_straight(_store(event))
+    except (AlreadyThere, *DATABASE_TROUBLE):
+        raise
+    except Exception as error:
+        logger.debug("webhook_event_from_the_start", event_id=event.stripe_event_id, exc_info=error)
+    with transaction.atomic(durable=True):
+        return _apply(_store(event))
+
+
+def _store(event: IncomingEvent) -> WebhookEvent:
+    """The new row, marked as processed until applying it shows otherwise."""
+    row = WebhookEvent(
+        stripe_event_id=event.stripe_event_id,
+        type=event.type,
+        stripe_account_id=event.stripe_account_id,
+        livemode=event.livemode,
+        api_version=event.api_version,
+        stripe_created_at=event.created_at,
+        payload=_storable(event.payload),
+    )
+    row.add(actor="inbox", reason="received", once_by="stripe_event_id")
+    return row
+
+
+def _storable(payload: Mapping[str, Any]) -> Any:
+    """The payload as PostgreSQL's jsonb can hold it: it refuses NUL and lone halves of surrogate pairs, and has the
+    replacement character instead. An escaped backslash before the letters ``u0000`` is no NUL and stays.
+    """
+    text = json.dumps(payload, allow_nan=False)
+    mended = ESCAPES.sub(lambda found: found["fine"] or "\\ufffd", text)
+    return payload if mended == text else json.loads(mended)
 
 
 def claim(*, batch_size: int, lease: timedelta) -> list[WebhookEvent]:
@@ -117,8 +124,20 @@ def _apply_what_waited_for(order: Order) -> None:
         _apply(row)
 
 
-def _apply(row: WebhookEvent) -> None:
-    """Apply the event and mark it, both inside the caller's transaction."""
+def _apply_straight(row: WebhookEvent) -> WebhookEvent:
+    """As ``_apply``, without a way back to before the effect: an error is the caller's to take everything back."""
+    try:
+        outcome = _handle(row)
+    except Ignored as reason:
+        # Said before there was any effect.
+        _mark(row, EventStatus.IGNORED, str(reason))
+    else:
+        _mark(row, EventStatus.PROCESSED, outcome)
+    return row
+
+
+def _apply(row: WebhookEvent) -> WebhookEvent:
+    """Apply the event and mark it, both inside the caller's transaction. What fails leaves its error, and no effect."""
     try:
         try:
             outcome = _dispatch(row)
@@ -135,6 +154,7 @@ def _apply(row: WebhookEvent) -> None:
         _mark_not_applied(row, error)
     else:
         _mark(row, EventStatus.PROCESSED, outcome, **outcomes.CLEARED_ERROR)
+    return row
 
 
 def _mark_not_applied(row: WebhookEvent, error: Exception) -> None:
@@ -223,7 +243,7 @@ def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 def _refund(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     refund = refunds.record(stripe_api.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
-    return f"refund {refund.pk} is {refund.status}"
+    return f"{refund.stripe_refund_id} is {refund.status}"
 
 
 def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:

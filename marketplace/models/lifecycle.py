@@ -1,17 +1,23 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from itertools import chain
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
 import pghistory
 import pgtrigger
-from django.db import models
+from django.db import connection, models
+from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
+from django.db.models.sql.subqueries import UpdateQuery
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.errors import IllegalTransition, StaleTransition
+from marketplace.errors import AlreadyThere, IllegalTransition, StaleTransition
+from marketplace.models import together
+from marketplace.models.together import Rows
 from marketplace.states import Transitions, pairs
 
 
@@ -76,20 +82,58 @@ class Lifecycle(models.Model):
         self, fields: dict[str, Any], *, reason: str, actor: str, attempt: int | None, held_by: UUID | None
     ) -> None:
         """The one UPDATE behind both."""
-        held: Any = type(self)._default_manager.all()
-        held = held.filter(pk=self.pk, status=self.status)
+        if self.pk is None:
+            # It is new, and waits with others to be written: now it gets its number.
+            together.ask()
+        condition, params = "id = %s AND status = %s", [self.pk, str(self.status)]
         if held_by is not None:
-            held = held.filter(lease_token=held_by)
-        with pghistory.context(actor=actor, reason=reason, attempt=attempt):
-            changed = held.update(updated_at=Now(), **fields)
-        if changed != 1:
-            raise StaleTransition(f"{self._meta.verbose_name} {self.pk} is no longer {self.status}, or no longer ours")
+            condition, params = f"{condition} AND lease_token = %s", [*params, held_by]
+        assigned = [_assignment(type(self), name, value) for name, value in fields.items()]
+        assignments = ", ".join([*(sql for sql, _ in assigned), "updated_at = statement_timestamp()"])
+        described = f"{self._meta.verbose_name} {self.pk} is no longer {self.status}, or no longer ours"
+
+        def written(changed: int, _: Rows) -> None:
+            if changed != 1:
+                raise StaleTransition(described)
+
+        together.write(
+            f"UPDATE {self._meta.db_table} SET {assignments} WHERE {condition}",  # noqa: S608 - names of our own
+            [*chain.from_iterable(values for _, values in assigned), *params],
+            context={"actor": actor, "reason": reason, "attempt": attempt},
+            written=written,
+        )
         for name, value in {**fields, "updated_at": Now()}.items():
             if hasattr(value, "resolve_expression"):
                 # Computed by the database: Django reads a deferred field back when somebody asks for it.
                 self.__dict__.pop(name, None)
             else:
                 setattr(self, name, value)
+
+    def add(self, *, actor: str, reason: str, once_by: str = "") -> None:
+        """Write a new row. In a block of ``written_together`` it has no ``pk`` before something is asked.
+
+        Raises:
+            AlreadyThere: ``once_by`` is a unique column, and there is a row with the same value; nothing was written.
+
+        """
+        values = [(field, field.pre_save(self, add=True)) for field in self._meta.concrete_fields]
+        given = [(field, value) for field, value in values if not _is_left_to_the_database(field, value)]
+        columns = ", ".join(str(field.column) for field, _ in given)
+        assigned = [_value(field, value) for field, value in given]
+        placeholders = ", ".join(sql for sql, _ in assigned)
+
+        def written(_: int, rows: Rows) -> None:
+            if not rows:
+                raise AlreadyThere(f"{self._meta.verbose_name} {getattr(self, once_by)}")
+            self.pk, self._state.adding, self._state.db = rows[0][0], False, connection.alias
+
+        once = f"ON CONFLICT ({once_by}) DO NOTHING" if once_by else ""
+        together.write(
+            f"INSERT INTO {self._meta.db_table} ({columns}) VALUES ({placeholders}) {once} RETURNING id",  # noqa: S608
+            list(chain.from_iterable(values for _, values in assigned)),
+            context={"actor": actor, "reason": reason, "attempt": None},
+            written=written,
+        )
 
     @staticmethod
     def recording(*, actor: str, reason: str) -> AbstractContextManager[Any]:
@@ -101,6 +145,28 @@ class Lifecycle(models.Model):
     def locked(cls, pk: Any) -> Self:
         """The row as it is now, locked until the transaction ends."""
         return cls._default_manager.select_for_update(no_key=True).get(pk=pk)
+
+
+def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, Sequence[Any]]:
+    field: Any = model._meta.get_field(name)
+    sql, params = _value(field, value)
+    return f"{field.column} = {sql}", params
+
+
+def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
+    """As SQL with its parameters, for writing."""
+    if type(value) is Now:
+        return "statement_timestamp()", ()
+    if hasattr(value, "resolve_expression"):
+        query = UpdateQuery(field.model)
+        resolved = value.resolve_expression(query, allow_joins=False, for_save=True)
+        sql, params = query.get_compiler(connection=connection).compile(resolved)
+        return sql, params
+    return "%s", (field.get_db_prep_save(value, connection),)
+
+
+def _is_left_to_the_database(field: Any, value: Any) -> bool:
+    return isinstance(value, DatabaseDefault) or (field.primary_key and value is None)
 
 
 class Work(models.Model):

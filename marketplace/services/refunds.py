@@ -1,16 +1,16 @@
 """The buyer's refund: asked for by us, or told by Stripe; and what the sellers owe once it has succeeded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_never
+from uuid import UUID
 
 import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.core.exceptions import ValidationError
 from django.db import OperationalError, transaction
-from django.db.models import Q, Sum
+from django.db.models import Sum
 from django.db.models.functions import Now
 
 from marketplace.backoff import RetryPolicy
@@ -40,7 +40,15 @@ from marketplace.gateway.contract import (
     TransferGateway,
     Unknown,
 )
-from marketplace.models import REFUNDING_CHANNEL, Order, Refund, SellerTransfer, TransferReversal
+from marketplace.models import (
+    REFUNDING_CHANNEL,
+    Order,
+    Refund,
+    SellerTransfer,
+    TransferReversal,
+    taking_back,
+    together,
+)
 from marketplace.money import split
 from marketplace.services import leases, outcomes, reversals
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
@@ -351,68 +359,88 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
         MalformedEvent: a status that Stripe does not document.
 
     """
-    try:
-        status = RefundStatus(facts.status)
-    except ValueError:
-        raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}") from None
-    order = _locked_order(facts)
-    refund = _locked_refund(facts, order, actor=actor)
-    if (facts.amount, facts.currency) != (refund.amount, refund.currency):
-        raise ConflictingFacts(
-            f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
-            f" {refund.amount} {refund.currency}"
-        )
-    succeeds_now = status == RefundStatus.SUCCEEDED and refund.succeeded_at is None
-    _apply_status(refund, facts, status, actor=actor)
-    if succeeds_now:
-        _owe(order, refund, actor=actor)
-    _update_order(order, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
+    status = _status(facts)
+    order, refunds = _locked(facts)
+    with together.written_together():
+        refund = _known(facts, refunds)
+        succeeds_now = status == RefundStatus.SUCCEEDED and (refund is None or refund.succeeded_at is None)
+        if refund is None:
+            refund = _first_seen(facts, status, order, actor=actor)
+            refunds.append(refund)
+        elif (facts.amount, facts.currency) == (refund.amount, refund.currency):
+            _apply_status(refund, facts, status, actor=actor)
+        else:
+            raise ConflictingFacts(
+                f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
+                f" {refund.amount} {refund.currency}"
+            )
+        if succeeds_now:
+            _owe(order, refund, refunds, actor=actor)
+        _update_order(order, refunds, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
     return refund
 
 
-def _locked_order(facts: RefundFacts) -> Order:
+def _status(facts: RefundFacts) -> RefundStatus:
+    # The first is a word of ours, for what Stripe has not answered yet.
+    if facts.status != RefundStatus.REQUESTED and facts.status in RefundStatus.values:
+        return RefundStatus(facts.status)
+    raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}")
+
+
+def _locked(facts: RefundFacts) -> tuple[Order, list[Refund]]:
     """Orders are locked first and transfers after them, by everyone: no two refunds of an order decide at once."""
-    # One look-up after the other, each by its index; together in one condition none could be used.
-    found = (
-        Order.objects.filter(stripe_payment_intent_id=facts.stripe_payment_intent_id or "none")
-        or Order.objects.filter(stripe_charge_id=facts.stripe_charge_id or "none")
-        or Order.objects.filter(refunds__stripe_refund_id=facts.stripe_refund_id)
-    )
-    if not found:
+    found = None
+    for by, stripe_id in (
+        (taking_back.BY_PAYMENT_INTENT, facts.stripe_payment_intent_id),
+        (taking_back.BY_CHARGE, facts.stripe_charge_id),
+        (taking_back.BY_REFUND, facts.stripe_refund_id),
+    ):
+        found = found or (taking_back.order_with_refunds(by, stripe_id) if stripe_id else None)
+    if found is None:
         raise UnknownOrder(
             f"{facts.stripe_refund_id} refunds {facts.stripe_payment_intent_id or facts.stripe_charge_id}"
         )
-    order = Order.locked(found[0].pk)
+    order, refunds = found
     if order.status == OrderStatus.PENDING:
         raise UnknownOrder(f"{facts.stripe_refund_id} refunds order {order.pk}, of whose payment we have not heard yet")
-    return order
+    return order, refunds
 
 
-def _locked_refund(facts: RefundFacts, order: Order, *, actor: str) -> Refund:
-    """The row of this refund: by Stripe's id, by our operation id, or a new one where it was made elsewhere."""
-    ours = Refund.objects.select_for_update(no_key=True).filter(order=order)
-    refund = ours.filter(stripe_refund_id=facts.stripe_refund_id).first()
-    if refund is None and facts.operation_id:
-        try:
-            refund = ours.filter(operation_id=facts.operation_id, stripe_refund_id="").first()
-        except (ValueError, ValidationError):
-            refund = None
-    if refund is not None:
-        return refund
+def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
+    """The row of this refund among those of its order: by Stripe's id, or by our operation id."""
+    for refund in refunds:
+        if refund.stripe_refund_id == facts.stripe_refund_id:
+            return refund
+    try:
+        operation_id = UUID(facts.operation_id)
+    except ValueError:
+        return None
+    return next((each for each in refunds if each.operation_id == operation_id and not each.stripe_refund_id), None)
+
+
+def _first_seen(facts: RefundFacts, status: RefundStatus, order: Order, *, actor: str) -> Refund:
+    """A new row for a refund that was made elsewhere."""
     if facts.currency != order.currency or facts.amount > order.amount:
         raise ConflictingFacts(
             f"{facts.stripe_refund_id} is {facts.amount} {facts.currency},"
             f" order {order.pk} is {order.amount} {order.currency}"
         )
-    with Refund.recording(actor=actor, reason=f"{facts.stripe_refund_id} first seen at Stripe"):
-        return Refund.objects.create(
-            order=order,
-            amount=facts.amount,
-            currency=facts.currency,
-            reason="made at Stripe",
-            status=RefundStatus.PENDING,
-            stripe_refund_id=facts.stripe_refund_id,
-        )
+    refund = Refund(
+        order=order,
+        amount=facts.amount,
+        currency=facts.currency,
+        reason="made at Stripe",
+        status=status,
+        stripe_refund_id=facts.stripe_refund_id,
+        stripe_seen_at=facts.seen_at,
+        succeeded_at=facts.seen_at if status == RefundStatus.SUCCEEDED else None,
+    )
+    refund.add(actor=actor, reason=f"first seen at Stripe: {_said(facts)}")
+    return refund
+
+
+def _said(facts: RefundFacts) -> str:
+    return f"Stripe says {facts.status}" + (f" ({facts.failure_reason})" if facts.failure_reason else "")
 
 
 def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, actor: str) -> None:
@@ -426,7 +454,7 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
     )
     if is_newer:
         known["stripe_seen_at"] = facts.seen_at
-    reason = f"Stripe says {status}" + (f" ({facts.failure_reason})" if facts.failure_reason else "")
+    reason = _said(facts)
     settled = {"next_retry_at": None, **leases.RELEASED, **outcomes.CLEARED_ERROR}
     if is_newer and status != refund.status and status in refund.TRANSITIONS[RefundStatus(refund.status)]:
         refund.transition(status, reason=reason, actor=actor, **settled, **known)
@@ -434,12 +462,12 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
         refund.change(reason=reason, actor=actor, **known)
 
 
-def _owe(order: Order, refund: Refund, *, actor: str) -> None:
+def _owe(order: Order, refund: Refund, refunds: Sequence[Refund], *, actor: str) -> None:
     """Write down what each seller owes now, and make it due. No call is made."""
-    total = order.refunds.filter(succeeded_at__isnull=False).aggregate(total=Sum("amount"))["total"]
-    transfers = list(SellerTransfer.objects.select_for_update(no_key=True).filter(order=order).order_by("id"))
-    due = plan(order.amount, total, [(transfer.share, already_taken(transfer)) for transfer in transfers])
-    for transfer, amount in zip(transfers, due, strict=True):
+    total = sum(each.amount for each in refunds if each.succeeded_at is not None)
+    transfers = taking_back.transfers_with_reversals(order)
+    due = plan(order.amount, total, [(transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers])
+    for (transfer, _), amount in zip(transfers, due, strict=True):
         if amount:
             reversals.owe(
                 transfer,
@@ -464,20 +492,23 @@ def plan(order_amount: int, total_refunded: int, sellers: Sequence[tuple[int, in
     return [max(min(target, share) - taken, 0) for target, (share, taken) in zip(targets, sellers, strict=False)]
 
 
-def already_taken(transfer: SellerTransfer) -> int:
+def already_taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> int:
     """Of a seller's share: what was never sent, is owed back, or came back; minor units."""
     if transfer.status == TransferStatus.CANCELED:
         return transfer.share
-    # One that Stripe gave up has a row in its place.
-    replaced = Q(status=ReversalStatus.FAILED, stripe_status__in=REVERSAL_GIVEN_UP)
-    standing = transfer.reversals.exclude(Q(status=ReversalStatus.CANCELED) | replaced)
-    owed = standing.aggregate(total=Sum("amount"))["total"] or 0
+    owed = sum(reversal.amount for reversal in reversals_of_it if _stands(reversal))
     return transfer.amount_kept_back + max(owed, transfer.amount_reversed)
 
 
-def _update_order(order: Order, *, reason: str, actor: str) -> None:
+def _stands(reversal: TransferReversal) -> bool:
+    # One that Stripe gave up has a row in its place.
+    is_replaced = reversal.status == ReversalStatus.FAILED and reversal.stripe_status in REVERSAL_GIVEN_UP
+    return reversal.status != ReversalStatus.CANCELED and not is_replaced
+
+
+def _update_order(order: Order, refunds: Sequence[Refund], *, reason: str, actor: str) -> None:
     """The order's state follows from the refunds that stand as succeeded."""
-    succeeded = order.refunds.filter(status=RefundStatus.SUCCEEDED).aggregate(total=Sum("amount"))["total"] or 0
+    succeeded = sum(each.amount for each in refunds if each.status == RefundStatus.SUCCEEDED)
     amount_refunded = min(succeeded, order.amount)
     if amount_refunded == order.amount_refunded:
         return

@@ -118,10 +118,11 @@ def create(
     reason: str,
     **fields: Any,
 ) -> TransferReversal:
-    with TransferReversal.recording(actor=actor, reason=reason):
-        return TransferReversal.objects.create(
-            transfer=transfer, amount=amount, currency=transfer.currency, cause=cause, refund=refund, **fields
-        )
+    reversal = TransferReversal(
+        transfer=transfer, amount=amount, currency=transfer.currency, cause=cause, refund=refund, **fields
+    )
+    reversal.add(actor=actor, reason=reason)
+    return reversal
 
 
 def keep_back(transfer: SellerTransfer, *, amount: int, actor: str, reason: str) -> None:

@@ -105,7 +105,7 @@ def test_a_refund_made_in_the_dashboard_makes_every_seller_owe_in_one_transactio
     row = deliver(event)
     refund = Refund.objects.get(stripe_refund_id=refund_id)
     order.refresh_from_db()
-    assert (row.status, row.outcome) == (EventStatus.PROCESSED, f"refund {refund.pk} is succeeded")
+    assert (row.status, row.outcome) == (EventStatus.PROCESSED, f"{refund_id} is succeeded")
     assert (refund.status, refund.requested_by) == (RefundStatus.SUCCEEDED, None)
     assert (order.status, order.amount_refunded) == (OrderStatus.REFUNDED, 5000)
     for transfer in order.transfers.all():

@@ -646,4 +646,4 @@ def test_what_a_person_has_to_see_to_is_owed_once(stripe_status: str, counts: bo
     TransferReversalFactory(
         transfer=transfer, failed=True, amount=1200, stripe_reversal_id=number, stripe_status=stripe_status
     )
-    assert refunds.already_taken(transfer) == (1200 if counts else 0)
+    assert refunds.already_taken(transfer, transfer.reversals.all()) == (1200 if counts else 0)

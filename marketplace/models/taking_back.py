@@ -1,0 +1,59 @@
+"""What decides how much a refund takes back, read and locked in the order that all keep: order, refunds, transfers.
+
+Each in a statement of its own, so that it sees what others committed while we waited for the locks of the one before.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from django.db import models
+
+from marketplace.models import together
+from marketplace.models.refunds import Refund
+from marketplace.models.sales import Order
+from marketplace.models.transfers import SellerTransfer, TransferReversal
+
+M = TypeVar("M", bound=models.Model)
+
+
+def _select(model: type[models.Model]) -> str:
+    columns = ", ".join(f"row.{field.column}" for field in model._meta.concrete_fields)
+    return f"SELECT {columns} FROM {model._meta.db_table} AS row"  # noqa: S608 - columns of our own tables
+
+
+def _instances(model: type[M], rows: Sequence[Sequence[Any]]) -> list[M]:
+    columns = [field.attname for field in model._meta.concrete_fields]
+    return [model.from_db("default", columns, row) for row in rows]
+
+
+# How an order is found: one look-up after the other, each by its index. In one condition together none could be used.
+BY_PAYMENT_INTENT = "stripe_payment_intent_id = %s"
+BY_CHARGE = "stripe_charge_id = %s"
+BY_REFUND = "id = (SELECT order_id FROM marketplace_refund WHERE stripe_refund_id = %s)"
+_ORDER, _REFUND, _TRANSFER, _REVERSAL = map(_select, (Order, Refund, SellerTransfer, TransferReversal))
+_OF_ORDER = "order_id = (SELECT id FROM marketplace_order WHERE {by})"
+_REFUNDS = f"{_REFUND} WHERE {_OF_ORDER} ORDER BY id FOR NO KEY UPDATE"
+_TRANSFERS = f"{_TRANSFER} WHERE order_id = %s ORDER BY id FOR NO KEY UPDATE"
+_OF_TRANSFERS = "transfer_id IN (SELECT id FROM marketplace_sellertransfer WHERE order_id = %s)"
+_REVERSALS = f"{_REVERSAL} WHERE {_OF_TRANSFERS}"
+
+
+def order_with_refunds(by: str, stripe_id: str) -> tuple[Order, list[Refund]] | None:
+    """The order that a payment intent, charge or refund of Stripe belongs to, and its refunds; all locked until the
+    transaction ends. None where there is no such order.
+    """
+    orders, refunds = together.ask(
+        (f"{_ORDER} WHERE {by} FOR NO KEY UPDATE", [stripe_id]),
+        (_REFUNDS.format(by=by), [stripe_id]),
+    )
+    return (_instances(Order, orders)[0], _instances(Refund, refunds)) if orders else None
+
+
+def transfers_with_reversals(order: Order) -> list[tuple[SellerTransfer, list[TransferReversal]]]:
+    """The transfers of a locked order, locked too, by id; each with all its reversals."""
+    transfers, reversals = together.ask((_TRANSFERS, [order.pk]), (_REVERSALS, [order.pk]))
+    owed = _instances(TransferReversal, reversals)
+    return [
+        (transfer, [each for each in owed if each.transfer_id == transfer.pk])
+        for transfer in _instances(SellerTransfer, transfers)
+    ]
