@@ -1,6 +1,6 @@
 """Bugs put into the running program on purpose: a simulation that finds none of them would prove nothing.
 
-Each is what somebody could write, and the program does not. ``SEEDS`` says with which seed it is found.
+Each is what somebody could write, and the program does not. ``test_planted.py`` says with which seed it is found.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ def key_from_amount() -> Iterator[None]:
 @planted("settling does not ask whether the lease is still ours")
 def settle_without_token() -> Iterator[None]:
     def held(model: Any, pk: Any, _token: Any) -> Any:
-        row = model._default_manager.select_for_update().filter(pk=pk).first()
+        row = model._default_manager.select_for_update(no_key=True).filter(pk=pk).first()
         if row is None:
             raise StaleTransition
         return row
