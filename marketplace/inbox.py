@@ -58,7 +58,7 @@ def _receive(event: IncomingEvent) -> WebhookEvent:
     """
     try:
         with transaction.atomic(durable=True), together.written_together():
-            return _apply_straight(_store(event))
+            return _apply_straight(_store(event, outcome=_expected(event)))
     except (AlreadyThere, *DATABASE_TROUBLE):
         raise
     except Exception as error:
@@ -67,7 +67,13 @@ def _receive(event: IncomingEvent) -> WebhookEvent:
         return _apply(_store(event))
 
 
-def _store(event: IncomingEvent) -> WebhookEvent:
+def _expected(event: IncomingEvent) -> str:
+    """The outcome of nearly all refunds' events, so that it is written once; any other takes its place."""
+    body = event.payload["data"]["object"]
+    return _said_of_refund(body.get("id"), body.get("status")) if HANDLERS.get(event.type) is _refund else ""
+
+
+def _store(event: IncomingEvent, *, outcome: str = "") -> WebhookEvent:
     """The new row, marked as processed until applying it shows otherwise."""
     row = WebhookEvent(
         stripe_event_id=event.stripe_event_id,
@@ -77,6 +83,7 @@ def _store(event: IncomingEvent) -> WebhookEvent:
         api_version=event.api_version,
         stripe_created_at=event.created_at,
         payload=_storable(event.payload),
+        outcome=outcome,
     )
     row.add(actor="inbox", reason="received", once_by="stripe_event_id")
     return row
@@ -132,7 +139,8 @@ def _apply_straight(row: WebhookEvent) -> WebhookEvent:
         # Said before there was any effect.
         _mark(row, EventStatus.IGNORED, str(reason))
     else:
-        _mark(row, EventStatus.PROCESSED, outcome)
+        if outcome != row.outcome:
+            _mark(row, EventStatus.PROCESSED, outcome)
     return row
 
 
@@ -243,7 +251,11 @@ def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 def _refund(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     refund = refunds.record(stripe_api.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
-    return f"{refund.stripe_refund_id} is {refund.status}"
+    return _said_of_refund(refund.stripe_refund_id, refund.status)
+
+
+def _said_of_refund(stripe_refund_id: object, status: object) -> str:
+    return f"{stripe_refund_id} is {status}"
 
 
 def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:

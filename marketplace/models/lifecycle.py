@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pghistory
 import pgtrigger
-from django.db import connection, models
+from django.db import DEFAULT_DB_ALIAS, connection, connections, models
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
@@ -154,15 +154,22 @@ def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, 
 
 
 def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
-    """As SQL with its parameters, for writing."""
-    if type(value) is Now:
-        return "statement_timestamp()", ()
-    if hasattr(value, "resolve_expression"):
-        query = UpdateQuery(field.model)
-        resolved = value.resolve_expression(query, allow_joins=False, for_save=True)
-        sql, params = query.get_compiler(connection=connection).compile(resolved)
-        return sql, params
-    return "%s", (field.get_db_prep_save(value, connection),)
+    """As SQL with its parameters, for writing. Most are of no type that has to be asked how it is written."""
+    match value:
+        case None:
+            return "NULL", ()
+        case "":
+            return "''", ()
+        case Now():
+            return "statement_timestamp()", ()
+        case _ if type(value) in {int, bool}:
+            return str(value), ()
+        case _ if hasattr(value, "resolve_expression"):
+            query = UpdateQuery(field.model)
+            resolved = value.resolve_expression(query, allow_joins=False, for_save=True)
+            sql, params = query.get_compiler(connection=connection).compile(resolved)
+            return sql, params
+    return "%s", (field.get_db_prep_save(value, connections[DEFAULT_DB_ALIAS]),)
 
 
 def _is_left_to_the_database(field: Any, value: Any) -> bool:

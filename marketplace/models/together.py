@@ -48,13 +48,13 @@ class _Statements:
         # Past all wrappers: pghistory's would read the results before us, our own block's would send again.
         wrappers, connection.execute_wrappers = connection.execute_wrappers, []
         try:
-            with connection.cursor() as cursor:
+            with connection.cursor() as cursor, connection.wrap_database_errors:
                 cursor.execute(sql, params)
+                results = cursor.cursor
                 for written in expected:
                     if written is not None:
-                        returned = cursor.cursor.pgresult.nfields
-                        written(cursor.rowcount, cursor.fetchall() if returned else [])
-                    cursor.nextset()
+                        written(results.rowcount, results.fetchall() if results.pgresult.nfields else [])
+                    results.nextset()
         finally:
             connection.execute_wrappers = wrappers
 
