@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError
 
-# PostgreSQL is away, or chose us as the victim of a deadlock. Nothing is wrong with the row: it comes again, brought by
+# PostgreSQL is away, only reads (an InternalError: the former primary after a failover), or chose us as the victim of a
+# deadlock. Nothing is wrong with the row: it comes again, brought by
 # its lease, or by Stripe. Any other error of the database is a bug of ours.
-DATABASE_TROUBLE = (OperationalError, InterfaceError)
+DATABASE_TROUBLE = (OperationalError, InterfaceError, InternalError)
 
 
 class MarketplaceError(Exception):

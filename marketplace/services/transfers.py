@@ -213,10 +213,11 @@ class _Settlement:
             return False
         return True
 
-    def try_again(self, error: dict[str, Any], *, look_first: bool = False, **fields: Any) -> None:
+    def try_again(self, error: dict[str, Any], *, look_first: bool = False) -> None:
+        looks = {"look_first": True} if look_first else {}
         if not self.spends:
             # Due, while the breaker holds it back; behind the others, so that the next probe is another row's.
-            self.stay(error, **{**fields, "next_retry_at": Now()}, **({"look_first": True} if look_first else {}))
+            self.stay(error, next_retry_at=Now(), **looks)
             return
         policy = RetryPolicy.from_settings("TRANSFER_RETRY")
         if policy.is_exhausted(self.transfer.retry_count):
@@ -224,13 +225,10 @@ class _Settlement:
             message = f"{spent} {error['last_error_message']}"
             self._move_to_person(
                 {**error, "last_error_code": reversals.RETRIES_EXHAUSTED, "last_error_message": message},
-                **({"look_first": True} if look_first else {}),
-                **fields,
+                **looks,
             )
             return
-        waiting = {**outcomes.next_try(self.transfer, policy), **error, **fields}
-        if look_first:
-            waiting["look_first"] = True
+        waiting = {**outcomes.next_try(self.transfer, policy), **error, **looks}
         if self.transfer.status == TransferStatus.FAILED:
             self.stay(error, **waiting)
         else:
@@ -269,7 +267,9 @@ def release(claimed: SellerTransfer, *, actor: str) -> None:
     """Give a row back that was not begun; committed on return. A row that is no longer ours stays as it is."""
     with transaction.atomic(durable=True), contextlib.suppress(StaleTransition):
         transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
-        _Settlement(transfer=transfer, actor=actor).nothing_ran(dict(outcomes.CLEARED_ERROR))
+        # What went wrong last still did.
+        error = {name: getattr(transfer, name) for name in outcomes.CLEARED_ERROR}
+        _Settlement(transfer=transfer, actor=actor).nothing_ran(error)
 
 
 # --- By an operator ---------------------------------------------------------------------------------------------------

@@ -41,8 +41,10 @@ DATABASE_PAUSE_SECONDS = 1.0
 SETTLING_SECONDS = 30.0
 # A thread without work gives its database connection back after this.
 IDLE_SECONDS = 5.0
-# A row that comes due is not waited for more precisely than this, so that rows held by others cost no busy loop.
+# When the next due time is asked for after a claim. Rows that are due and locked by others are seen and cannot be
+# claimed: each claim in vain doubles it.
 SHORTEST_WAIT_SECONDS = 0.05
+LONGEST_WAIT_SECONDS = 1.0
 
 
 class Queue(Protocol):
@@ -84,6 +86,8 @@ class _Watched:
 
     queue: Queue
     due_at: float = math.inf
+    # Claims in a row that found nothing.
+    in_vain: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,10 +260,14 @@ class Worker:
     def _claim_what_is_due(self) -> None:
         self._take_up_what_was_heard()
         for watched in self._in_turn():
-            if self._may_claim() and watched.due_at <= time.monotonic() and self._claim(watched) < self._batch_size:
+            if not (self._may_claim() and watched.due_at <= time.monotonic()):
+                continue
+            claimed = self._claim(watched)
+            watched.in_vain = 0 if claimed else watched.in_vain + 1
+            if claimed < self._batch_size:
                 # No more is due now. When there will be is asked a moment later: a row just claimed goes first.
                 watched.due_at = math.inf
-                self._ask_at = min(self._ask_at, time.monotonic() + SHORTEST_WAIT_SECONDS)
+                self._ask_at = min(self._ask_at, time.monotonic() + pause_after(watched.in_vain))
 
     def _claim(self, watched: _Watched) -> int:
         began, clock = time.monotonic(), deadline.clock()
@@ -397,6 +405,12 @@ class Worker:
             raise self._denied
         if self._broken is not None:
             raise RuntimeError("A thread of the worker died.") from self._broken
+
+
+def pause_after(claims_in_vain: int) -> float:
+    """Seconds until due times are asked for again, after so many claims in a row that found nothing."""
+    doubled: float = SHORTEST_WAIT_SECONDS * 2 ** min(max(claims_in_vain - 1, 0), 10)
+    return min(doubled, LONGEST_WAIT_SECONDS)
 
 
 def persistently(write: Callable[[], T]) -> T:

@@ -1,5 +1,6 @@
 """The loop itself: threads, wake-ups, signals, and a database or a Stripe that goes away. On committed rows."""
 
+import math
 import os
 import signal
 import socket
@@ -219,6 +220,25 @@ def test_a_database_error_while_settling_leaves_the_row_to_its_lease() -> None:
     assert [entry["event"] for entry in logs if entry["event"] != "claimed"] == ["database_away"]
 
 
+def test_a_database_that_only_reads_is_away_and_no_bug_of_ours(at_stripe: Make, gateway: Any, simulator: Any) -> None:
+    """A former primary after a failover."""
+    transfer = at_stripe()
+    queue = reversal.ReversalQueue(gateway)
+
+    class OnlyRead(Rows):
+        def perform(self, row: int) -> None:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ ONLY")
+                SellerTransfer.locked(transfer.pk).change(actor="a worker", reason="written")
+
+    rows = OnlyRead([1])
+    with capture_logs() as logs:
+        worker(rows).run_once()
+    assert rows.kept == []
+    assert [entry["event"] for entry in logs if entry["event"] != "claimed"] == ["database_away"]
+    assert drain(queue) == 1
+
+
 def test_a_database_error_that_is_our_bug_is_kept_with_the_row() -> None:
     def perform(_row: int) -> None:
         raise IntegrityError("violates check constraint")
@@ -301,6 +321,25 @@ def test_a_notification_of_a_later_time_wakes_the_worker_then(running: Callable[
     (watched,) = made._watched
     assert 49 < watched.due_at - began < 51
     assert watched.queue.claims == 0  # type: ignore[attr-defined]
+
+
+def test_claims_in_vain_come_less_and_less_often_until_one_finds_something() -> None:
+    """Rows that are due and locked by others: their due time is seen, and they cannot be claimed."""
+    rows = Rows()
+    made = worker(rows)
+    (watched,) = made._watched
+    pauses = []
+    for _ in range(7):
+        watched.due_at, made._ask_at = 0.0, math.inf
+        began = time.monotonic()
+        made._claim_what_is_due()
+        pauses.append(made._ask_at - began)
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.04)
+    rows.waiting = [1]
+    watched.due_at, made._ask_at = 0.0, math.inf
+    began = time.monotonic()
+    made._claim_what_is_due()
+    assert made._ask_at - began == pytest.approx(0.05, abs=0.04)
 
 
 def test_the_worker_looks_again_when_the_next_row_comes_due(

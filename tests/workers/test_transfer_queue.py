@@ -218,6 +218,23 @@ def test_a_transfer_given_back_unbegun_is_due_at_once(payable: Make, gateway: An
     assert run_transfers() == 1
 
 
+def test_a_transfer_given_back_unbegun_still_tells_what_went_wrong_last(
+    payable: Make, gateway: Any, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable()
+    simulator.faults.add("unreadable", times=1)
+    run_transfers()
+    SellerTransfer.objects.filter(pk=transfer.pk).update(next_retry_at=Now())
+    before = SellerTransfer.objects.get(pk=transfer.pk)
+    queue = transfer_retry.TransferQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    queue.release(claimed)
+    transfer.refresh_from_db()
+    assert transfer.lease_token is None
+    assert (transfer.last_error_code, transfer.last_error_at) == ("unknown", before.last_error_at)
+    assert transfer.history.count() == before.history.count()
+
+
 def test_an_error_of_our_own_is_kept_with_the_row(payable: Make, gateway: Any) -> None:
     transfer = payable()
     queue = transfer_retry.TransferQueue(gateway)
