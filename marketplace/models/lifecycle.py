@@ -162,7 +162,8 @@ def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
             return "''", ()
         case Now():
             return "statement_timestamp()", ()
-        case _ if type(value) in {int, bool}:
+        case 0 | 1:
+            # And False and True.
             return str(value), ()
         case _ if hasattr(value, "resolve_expression"):
             query = UpdateQuery(field.model)

@@ -22,6 +22,8 @@ def _select(model: type[models.Model]) -> str:
 
 
 def _instances(model: type[M], rows: Sequence[Sequence[Any]]) -> list[M]:
+    if not rows:
+        return []
     columns = [field.attname for field in model._meta.concrete_fields]
     return [model.from_db("default", columns, row) for row in rows]
 

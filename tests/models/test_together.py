@@ -1,0 +1,137 @@
+"""Writes that wait for each other: in their order, each with its own check and its own line in the history."""
+
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from pytest_django import DjangoAssertNumQueries
+
+from marketplace.errors import AlreadyThere, StaleTransition
+from marketplace.models import Order, Refund, SellerTransfer, WebhookEvent, together
+from marketplace.models.together import written_together
+from marketplace.states import RefundStatus, TransferStatus
+from tests.factories import OrderFactory, SellerTransferFactory, WebhookEventFactory
+
+pytestmark = pytest.mark.django_db
+BY = {"reason": "because", "actor": "tester"}
+
+
+def give_up(row: SellerTransfer, **by: Any) -> None:
+    row.transition(TransferStatus.PERMANENTLY_FAILED, next_retry_at=None, **{**BY, **by})
+
+
+def stored(row: Any) -> str:
+    """Past the ORM and its connection's wrappers."""
+    assert connection.connection is not None
+    found = connection.connection.execute(f"SELECT status FROM {row._meta.db_table} WHERE id = {row.pk}").fetchone()  # noqa: S608
+    return str(found[0])
+
+
+def new_refund(order: Order) -> Refund:
+    return Refund(order=order, amount=100, currency="eur", status="pending", stripe_refund_id="re_1")
+
+
+def test_writes_wait_for_the_end_of_the_block_and_go_in_one_message(
+    django_assert_num_queries: DjangoAssertNumQueries,
+) -> None:
+    rows = [SellerTransferFactory(reversal_pending=True) for _ in range(3)]
+    with django_assert_num_queries(1), written_together():
+        for number, row in enumerate(rows):
+            give_up(row, reason=f"because {number}", actor=f"tester {number}")
+        assert {stored(row) for row in rows} == {"reversal_pending"}
+        assert {row.status for row in rows} == {"permanently_failed"}
+    assert {stored(row) for row in rows} == {"permanently_failed"}
+    told = [row.history.latest("pgh_id").pgh_context for row in rows]
+    assert told == [{"reason": f"because {n}", "actor": f"tester {n}", "attempt": None} for n in range(3)]
+
+
+def test_outside_of_a_block_a_write_waits_for_nothing() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    give_up(row)
+    assert stored(row) == "permanently_failed"
+
+
+def test_whoever_asks_sees_what_was_written_before() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    with written_together():
+        give_up(row)
+        assert SellerTransfer.objects.get(pk=row.pk).status == "permanently_failed"
+
+
+def test_a_question_goes_with_what_waits(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    with django_assert_num_queries(1), written_together():
+        give_up(row)
+        statuses, numbers = together.ask(
+            ("SELECT status FROM marketplace_sellertransfer WHERE id = %s", [row.pk]), ("SELECT 7", [])
+        )
+    assert (statuses, numbers) == ([("permanently_failed",)], [(7,)])
+
+
+def test_a_block_inside_of_a_block_is_part_of_it(django_assert_num_queries: DjangoAssertNumQueries) -> None:
+    rows = [SellerTransferFactory(reversal_pending=True) for _ in range(2)]
+    with django_assert_num_queries(1), written_together():
+        with written_together():
+            give_up(rows[0])
+        give_up(rows[1])
+
+
+def test_a_block_that_fails_writes_nothing_that_waits() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+
+    @written_together()
+    def fails() -> None:
+        give_up(row)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert stored(row) == "reversal_pending"
+    # And the next write is one of its own.
+    give_up(SellerTransfer.objects.get(pk=row.pk))
+    assert stored(row) == "permanently_failed"
+
+
+def test_a_row_that_somebody_moved_first_is_stale_before_the_block_is_over() -> None:
+    first, second = SellerTransferFactory(reversal_pending=True), SellerTransferFactory(reversal_pending=True)
+    give_up(SellerTransfer.objects.get(pk=second.pk))
+
+    @transaction.atomic
+    def both() -> None:
+        with written_together():
+            give_up(first)
+            give_up(second)
+
+    with pytest.raises(StaleTransition, match=f"transfer {second.pk} is no longer"):
+        both()
+    assert stored(first) == "reversal_pending"
+
+
+def test_a_new_row_gets_its_number_with_the_next_question_and_its_own_line_of_history() -> None:
+    refund = new_refund(OrderFactory(paid=True))
+    with Order.recording(actor="somebody", reason="something else"), written_together():
+        refund.add(**BY)
+        assert refund.pk is None
+        together.ask(("SELECT 1", []))
+        assert Refund.objects.get(pk=refund.pk).stripe_refund_id == "re_1"
+    assert [line.pgh_context["actor"] for line in refund.history.all()] == ["tester"]
+    assert not refund._state.adding
+
+
+def test_a_new_row_that_waits_may_be_moved_at_once() -> None:
+    refund = new_refund(OrderFactory(paid=True))
+    with written_together():
+        refund.add(**BY)
+        refund.transition(RefundStatus.FAILED, **BY)
+    assert stored(refund) == "failed"
+
+
+def test_a_row_that_may_be_there_once_only_is_told_apart() -> None:
+    known = WebhookEventFactory()
+    twin = WebhookEvent(
+        stripe_event_id=known.stripe_event_id, type="x", stripe_created_at=known.stripe_created_at, payload={}
+    )
+    with pytest.raises(AlreadyThere, match=known.stripe_event_id):
+        twin.add(**BY, once_by="stripe_event_id")
+    assert twin.pk is None
+    assert WebhookEvent.objects.count() == 1
