@@ -6,8 +6,9 @@ from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import IntegrityError, connection, connections
+from django.db import IntegrityError, OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from marketplace import inbox
@@ -17,9 +18,12 @@ from marketplace.gateway.contract import ReversalFacts, Reversed
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent, together
 from marketplace.services import refunds, reversals
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+from tests.conftest import plain_parameters
+from tests.death.processes import wait_until
 from tests.factories import RefundFactory, order_with_items, order_with_transfers
 from tests.inbox.conftest import Event, events_of, only, pay
 from tests.inbox.test_any_order import rolled_back
+from tests.inbox.test_database_trouble import elsewhere
 
 Verified = Callable[[Event], stripe_events.IncomingEvent]
 LEASE = timedelta(minutes=5)
@@ -349,3 +353,46 @@ def test_a_refund_beside_the_settles_of_the_same_transfers_loses_no_debt_and_loc
     for transfer in order.transfers.all():
         assert (transfer.status, transfer.amount_reversed) == (TransferStatus.REVERSED, transfer.amount)
         assert set(transfer.reversals.values_list("status", flat=True)) == {ReversalStatus.SUCCEEDED}
+
+
+def test_a_debt_that_is_written_while_a_refund_waits_for_the_transfer_is_seen(
+    order: Order, unblocked_database: None, verified: Verified, simulator: Any
+) -> None:
+    event = verified(refunded(simulator, order))
+    transfer = order.transfers.get(amount=3000)
+    with psycopg.connect(**plain_parameters()) as session, psycopg.connect(**plain_parameters()) as watch:
+        watch.autocommit = True
+        session.execute("UPDATE marketplace_sellertransfer SET updated_at = now() WHERE id = %s", [transfer.pk])
+        thread = elsewhere(lambda: inbox.receive(event))
+        waiting = "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted AND datname = %s"
+        wait_until(
+            lambda: watch.execute(waiting, [plain_parameters()["dbname"]]).fetchone() is not None, "the refund to wait"
+        )
+        session.execute(
+            """
+            INSERT INTO marketplace_transferreversal (
+                status, transfer_id, cause, amount, currency, operation_id, key_generation, look_first,
+                stripe_reversal_id, stripe_status
+            ) VALUES ('pending', %s, 'operator', 1000, 'eur', gen_random_uuid(), 1, false, '', '')
+            """,
+            [transfer.pk],
+        )
+        session.commit()
+        thread.join(20)
+    assert sorted(transfer.reversals.values_list("amount", flat=True)) == [1000, 2000]
+
+
+@pytest.mark.django_db
+def test_while_the_database_is_away_nothing_is_tried_twice(
+    verified: Verified, simulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event, tries = verified(refunded(simulator, paid_order(simulator))), []
+
+    def away(*_: Any, **__: Any) -> Any:
+        tries.append(1)
+        raise OperationalError("away")
+
+    monkeypatch.setattr(inbox, "_store", away)
+    with pytest.raises(OperationalError):
+        inbox.receive(event)
+    assert len(tries) == 1
