@@ -1,7 +1,12 @@
 import os
 
 from django.core.wsgi import get_wsgi_application
+from django.db import connections
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "veza.settings")
 
 application = get_wsgi_application()
+
+# Seconds until a request that finds PostgreSQL away is answered: Stripe sends its events again, people press a key.
+# Workers have more patience.
+connections["default"].settings_dict["OPTIONS"]["pool"]["timeout"] = 1
