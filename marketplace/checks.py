@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.checks import Warning as Caution
 
-from marketplace.services.outcomes import KEY_REUSE_WINDOW
+from marketplace.services.outcomes import KEY_REUSE_WINDOW, LONGEST_WAY
 from marketplace.throttle import LONGEST_WAIT
 from marketplace.workers.loop import threads_for
 from marketplace.workers.stripe_queue import CALLS_PER_ATTEMPT, shortest_lease
@@ -18,8 +18,8 @@ CONNECTIONS_BESIDES_THREADS = 4
 # Requests a second to one endpoint (docs.stripe.com/rate-limits).
 STRIPES_DEFAULT_LIMIT = 25
 
-# At least 24 hours (docs.stripe.com/api/idempotent_requests), less an hour for what is on its way.
-STRIPE_REMEMBERS_KEYS = timedelta(hours=23)
+# At least (docs.stripe.com/api/idempotent_requests).
+STRIPE_REMEMBERS_KEYS = timedelta(hours=24)
 
 UNFINISHED = [
     ("STRIPE_SECRET_KEY", "nothing can be asked of Stripe"),
@@ -53,7 +53,7 @@ def lease_outlasts_an_attempt(**_: Any) -> list[CheckMessage]:
 @register
 def lease_ends_while_keys_are_remembered(**_: Any) -> list[CheckMessage]:
     """A key's age is judged at the claim; what is sent at the lease's end must be within Stripe's 24 hours too."""
-    longest = STRIPE_REMEMBERS_KEYS - KEY_REUSE_WINDOW
+    longest = STRIPE_REMEMBERS_KEYS - LONGEST_WAY - KEY_REUSE_WINDOW
     if longest >= settings.REVERSAL_LEASE:
         return []
     text = f"REVERSAL_LEASE is {seconds(settings.REVERSAL_LEASE)}, longer than {seconds(longest)}."

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.models import ExpressionWrapper, F, Value
 from django.db.models.fields import DateTimeField
 from django.db.models.functions import Now
@@ -30,6 +31,8 @@ from marketplace.models.lifecycle import Work
 BUSY_DELAY = timedelta(seconds=5)
 # Stripe forgets a key after 24 hours at the earliest. Past this age a key is used no more without looking.
 KEY_REUSE_WINDOW = timedelta(hours=20)
+# A request whose caller has given up may reach Stripe so much later: connections try again for minutes.
+LONGEST_WAY = timedelta(hours=1)
 
 CLEARED_ERROR: Mapping[str, Any] = {
     "last_error_code": "",
@@ -85,6 +88,18 @@ def of_look(failure: Failure) -> Failure:
         message = f"looking failed: {failure.message}"
         return Unknown(message=message, request_id=failure.request_id, is_outage=False)
     return failure
+
+
+def too_early_for_a_new_key(first_attempted_at: datetime | None, *, now: datetime) -> Postponed | None:
+    """A look sees nothing of a request that is on its way. So, once a key is too old to be used, the next one waits
+    until whatever was sent under it has arrived: what left as late as a lease allows, and took the longest way.
+    """
+    age = now - first_attempted_at if first_attempted_at is not None else timedelta(0)
+    wait = KEY_REUSE_WINDOW + settings.REVERSAL_LEASE + LONGEST_WAY - age
+    if age <= KEY_REUSE_WINDOW or wait <= timedelta(0):
+        return None
+    message = "the last request under the old key may still be on its way to Stripe"
+    return Postponed(message=message, seconds=wait.total_seconds())
 
 
 def is_outage(answer: object) -> bool:

@@ -212,7 +212,7 @@ def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:
         leases.held(SellerTransfer, transfer.pk, transfer.lease_token)
         owed = next(iter(open_reversals(transfer)), None)
         if owed is None:
-            return create(
+            owed = create(
                 transfer,
                 amount=transfer.amount_unreversed,
                 cause=TransferReversal.Cause.OPERATOR,
@@ -223,6 +223,8 @@ def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:
                 # Whoever wrote the row may have sent something already.
                 look_first=True,
             )
+            owed.refresh_from_db()
+            return owed
         owed.change(actor="reversal worker", reason="claimed", first_attempted_at=Coalesce("first_attempted_at", Now()))
         return owed
 

@@ -71,6 +71,9 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
             if claimed.reversal.stripe_reversal_id:
                 message = f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list"
                 return Unknown(message=message, is_outage=False)
+            first = claimed.reversal.first_attempted_at
+            if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
+                return too_early
             claimed = reversals.begin_generation(claimed)
         return self._gateway.reverse_transfer(
             claimed.transfer.stripe_transfer_id,
@@ -120,6 +123,8 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
             found = refunds.find(claimed, listed)
             if found is not None:
                 return RefundCreated(refund=found)
+            if too_early := outcomes.too_early_for_a_new_key(claimed.first_attempted_at, now=claimed.claimed_at):
+                return too_early
             claimed = refunds.begin_generation(claimed)
         return refunds.ask(claimed, self._gateway)
 

@@ -35,6 +35,8 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
             found = transfers.find(claimed, listed.transfers)
             if found is not None:
                 return TransferCreated(transfer=found)
+            if too_early := outcomes.too_early_for_a_new_key(claimed.first_attempted_at, now=claimed.claimed_at):
+                return too_early
             claimed = transfers.begin_generation(claimed)
         return self._gateway.create_transfer(
             amount=claimed.amount,

@@ -480,6 +480,24 @@ def test_a_500_without_effect_is_asked_for_under_a_new_key(
 
 
 @pytest.mark.django_db
+def test_a_new_key_waits_until_whatever_was_sent_under_the_old_one_has_arrived(
+    refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
+) -> None:
+    refund = ask(refundable_order).refund
+    Refund.objects.filter(pk=refund.pk).update(first_attempted_at=timezone.now() - timedelta(hours=20, minutes=30))
+    due(refund)
+    run(gateway)
+    refund.refresh_from_db()
+    assert (refund.status, refund.last_error_code, refund.retry_count) == (RefundStatus.REQUESTED, "postponed", 0)
+    assert simulator.requests.to(CREATE_REFUND) == []
+    Refund.objects.filter(pk=refund.pk).update(first_attempted_at=timezone.now() - timedelta(hours=22))
+    due(refund)
+    run(gateway)
+    refund.refresh_from_db()
+    assert (refund.status, refund.key_generation) == (RefundStatus.SUCCEEDED, 2)
+
+
+@pytest.mark.django_db
 def test_looking_that_fails_asks_for_nothing(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:

@@ -431,12 +431,28 @@ def test_an_old_key_that_did_nothing_is_replaced_by_a_new_one(
     at_stripe: Make, run_reversals: Run, simulator: Any
 ) -> None:
     transfer = at_stripe()
-    owed(transfer, first_attempted_at=timezone.now() - timedelta(hours=21))
+    owed(transfer, first_attempted_at=timezone.now() - timedelta(hours=21, minutes=6))
     run_reversals()
     transfer.refresh_from_db()
     assert transfer.status == TransferStatus.REVERSED
     (sent,) = simulator.requests.to(REVERSE)
     assert sent.key.endswith(":2")
+
+
+def test_a_new_key_waits_until_whatever_was_sent_under_the_old_one_has_arrived(
+    at_stripe: Make, run_reversals: Run, simulator: Any
+) -> None:
+    """A look sees nothing of a request that is on its way: under another key it would happen twice."""
+    transfer = at_stripe()
+    owed(transfer, first_attempted_at=timezone.now() - timedelta(hours=21, minutes=4))
+    run_reversals()
+    transfer.refresh_from_db()
+    assert simulator.requests.to(REVERSE) == []
+    assert (transfer.status, transfer.retry_count) == (TransferStatus.REVERSAL_PENDING, 0)
+    assert transfer.last_error_code == "postponed"
+    assert only_reversal(transfer).key_generation == 1
+    assert 50 < seconds_until(transfer) <= 60
+    assert_released(transfer)
 
 
 def test_looking_that_fails_changes_no_key(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:

@@ -123,6 +123,23 @@ def test_an_old_key_is_not_trusted(payable: Make, run_transfers: Run, simulator:
     assert len(made_for(simulator, transfer)) == 1
 
 
+def test_a_new_key_waits_until_whatever_was_sent_under_the_old_one_has_arrived(
+    payable: Make, run_transfers: Run, simulator: Any
+) -> None:
+    transfer = payable(in_doubt=True, first_attempted_at=timezone.now() - timedelta(hours=20, minutes=30))
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.last_error_code, transfer.key_generation, transfer.retry_count) == ("postponed", 1, 0)
+    assert transfer.in_doubt
+    assert simulator.requests.to(CREATE) == []
+    SellerTransfer.objects.filter(pk=transfer.pk).update(
+        first_attempted_at=timezone.now() - timedelta(hours=22), next_retry_at=Now()
+    )
+    run_transfers()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.key_generation) == (TransferStatus.COMPLETED, 2)
+
+
 def test_looking_that_fails_sends_nothing(payable: Make, run_transfers: Run, simulator: Any) -> None:
     transfer = payable(failed=True, look_first=True)
     simulator.faults.add("unavailable", endpoint="GET /v1/transfers", times=1)
