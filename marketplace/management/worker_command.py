@@ -1,5 +1,6 @@
 """What the two worker commands share: flags, the switch, signals, exit codes."""
 
+import gc
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any, Protocol
 
@@ -60,6 +61,8 @@ class WorkerCommand(BaseCommand):
         if options["metrics_port"]:
             self._serve_metrics(options["metrics_port"])
         worker = type(self).make_worker(gateway(), concurrency=options["concurrency"], batch_size=options["batch_size"])
+        # All that starting has loaded stays: no collection need ever look through it again.
+        gc.freeze()
         try:
             with worker.stopping_on_signals():
                 if options["once"]:

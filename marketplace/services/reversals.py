@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
+from psycopg.types.datetime import TimestamptzLoader
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow
@@ -159,6 +160,8 @@ def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> l
         "past_breaker": past_breaker,
     }
     with connection.cursor() as cursor:
+        # psycopg's own, in C. Django's is in Python, and a claimed row has a dozen timestamps.
+        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
         cursor.execute(_CLAIM, params)
         rows = cursor.fetchall()
     claimed = []
