@@ -67,7 +67,7 @@ def answered(worker: Worker) -> int:
 
 
 def test_workers_come_back_by_themselves_after_a_crash(server: Server, its_workers: Nursery, simulator: Any) -> None:
-    survive_crashes(server, its_workers, simulator, rows_of_each=120, downtimes=[0])
+    survive_crashes(server, its_workers, simulator, rows_of_each=240, downtimes=[0])
 
 
 @pytest.mark.slow
