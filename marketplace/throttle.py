@@ -4,6 +4,7 @@ The request allowance stands before every single HTTP request, and belongs to th
 which rows are claimed and what a failure costs, and belongs to the queues: it is asked by ``services``.
 """
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -30,11 +31,16 @@ logger = structlog.get_logger(__name__)
 # leaves less late than the slack this makes: (1 / 0.965 - 1) s = 36 ms, of which the way to Stripe gets 16.
 UTILISATION = 0.965
 LATEST_DEPARTURE = 0.020
+# How far two clocks may part in a second.
+DRIFT = 1e-4
 # Longer than this no call waits for its turn: its row comes again instead. Part of an attempt's length (see checks).
 LONGEST_WAIT = timedelta(seconds=5)
-# After a 429: this much pause, then wider spacing; half of what was added is forgotten in so many seconds.
+# After a 429: this much pause, then spacing a little wider, for another program may have had its moment; much wider
+# where one came less than so many seconds before. Half of what was added is forgotten in so many seconds.
 PAUSE_SECONDS = 1
-SLOWER = 1.5
+SLOWER = 1.15
+SLOWER_AGAIN = 1.5
+AGAIN_SECONDS = 10
 SLOWEST = 32
 # Nothing is reserved so far ahead, even at the slowest: a time beyond is of a clock that was set back since.
 FARTHEST = timedelta(minutes=2)
@@ -51,14 +57,15 @@ class RequestAllowance:
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._spacing = 1 / (rate * UTILISATION)
+        self._clock = _DatabaseClock()
         # Departures that are ours and not used yet, on this process's monotonic clock.
         self._departures: dict[str, deque[float]] = defaultdict(deque)
         self._last_spacing: dict[str, float] = {}
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._waiting: dict[str, int] = defaultdict(int)
 
-    def enter(self, endpoint: str) -> None:
-        """Wait until a request may leave for ``endpoint``.
+    def enter(self, endpoint: str) -> float:
+        """Wait until a request may leave for ``endpoint``; until when (monotonic) it must have left.
 
         Raises:
             NotNow: it would have to wait too long, or the database that hands out the turns is away.
@@ -70,7 +77,7 @@ class RequestAllowance:
                 time.sleep(max(departure - time.monotonic(), 0))
                 # Who overslept gives the turn up: leaving late, next to the following ones, would break the promise.
                 if time.monotonic() - departure <= LATEST_DEPARTURE:
-                    return
+                    return departure + LATEST_DEPARTURE
 
     def limited(self, endpoint: str, reason: str) -> None:
         """Stripe answered 429 with this ``Stripe-Rate-Limited-Reason``: all workers slow down.
@@ -85,13 +92,15 @@ class RequestAllowance:
             with self._locks[each]:
                 self._departures[each].clear()
         logger.warning("rate_limited", endpoint="all" if everywhere else endpoint, reason=reason)
-        params: list[Any] = [SLOWER, SLOWEST, PAUSE, everywhere, endpoint, PAUSE]
+        params: list[Any] = [AGAIN, SLOWER_AGAIN, SLOWER, SLOWEST, PAUSE, everywhere, endpoint, PAUSE]
         try:
             with connection.cursor() as cursor:
                 cursor.execute(
                     f"""
                     UPDATE marketplace_requestallowance AS a
-                    SET slowness = LEAST({SLOWNESS} * %s, %s),
+                    SET slowness = LEAST({SLOWNESS} * CASE
+                            WHEN a.slowed_at BETWEEN clock_timestamp() - %s AND clock_timestamp() THEN %s ELSE %s
+                        END, %s),
                         slowed_at = clock_timestamp(),
                         next_free_at = GREATEST(a.next_free_at, clock_timestamp() + %s)
                     WHERE (%s OR a.endpoint = %s)
@@ -125,21 +134,28 @@ class RequestAllowance:
 
     def _reserve(self, endpoint: str, count: int) -> list[float]:
         spacing = timedelta(seconds=self._spacing)
-        params: list[Any] = [endpoint, count, spacing, spacing, FARTHEST, count, spacing, LONGEST_WAIT, FARTHEST]
+        # Replies are slow now: a turn that is over when we hear of it would be of no use.
+        lead = timedelta(seconds=self._clock.late if self._clock.late > LATEST_DEPARTURE else 0)
+        params: list[Any] = [endpoint, lead, count, spacing, spacing, FARTHEST, lead, lead, count, spacing]
+        params += [LONGEST_WAIT, FARTHEST]
+        sent_at = time.monotonic()
         try:
             with connection.cursor() as cursor:
                 cursor.execute(
                     f"""
                     INSERT INTO marketplace_requestallowance AS a (endpoint, next_free_at, spacing, slowness)
-                    VALUES (%s, clock_timestamp() + %s * %s, %s, 1)
+                    VALUES (%s, clock_timestamp() + %s + %s * %s, %s, 1)
                     ON CONFLICT (endpoint) DO UPDATE
                     SET (next_free_at, spacing) = (
-                        SELECT CASE WHEN a.next_free_at > clock_timestamp() + %s THEN clock_timestamp()
-                            ELSE GREATEST(a.next_free_at, clock_timestamp()) END + %s * s.spacing, s.spacing
+                        SELECT CASE WHEN a.next_free_at > clock_timestamp() + %s THEN clock_timestamp() + %s
+                            ELSE GREATEST(a.next_free_at, clock_timestamp() + %s) END + %s * s.spacing, s.spacing
                         FROM (SELECT %s * {SLOWNESS} AS spacing) AS s
                     )
                     WHERE a.next_free_at < clock_timestamp() + %s OR a.next_free_at > clock_timestamp() + %s
-                    RETURNING EXTRACT(EPOCH FROM next_free_at - clock_timestamp()), EXTRACT(EPOCH FROM spacing)
+                    RETURNING EXTRACT(EPOCH FROM next_free_at), EXTRACT(EPOCH FROM spacing),
+                        EXTRACT(EPOCH FROM clock_timestamp()),
+                        -- Not for this commit: turns that a crash forgets are over when the database is back.
+                        set_config('synchronous_commit', 'off', true)
                     """,  # noqa: S608 - a constant of this module
                     params,
                 )
@@ -149,11 +165,37 @@ class RequestAllowance:
             raise NotNow("the database that hands out the turns is away", seconds=1) from error
         if row is None:
             raise NotNow("too many requests wait for their turn", seconds=LONGEST_WAIT.total_seconds())
-        after_last, spacing_used = float(row[0]), float(row[1])
+        after_last, spacing_used, read_at = map(float, row[:3])
         self._last_spacing[endpoint] = spacing_used
-        # Counted from when the reply came: late by its way, never early.
-        now = time.monotonic()
-        return [now + after_last - (count - number) * spacing_used for number in range(count)]
+        self._clock.read(read_at, asked_at=sent_at, heard_at=time.monotonic())
+        return [self._clock.ours(after_last - (count - number) * spacing_used) for number in range(count)]
+
+
+class _DatabaseClock:
+    """The database's time on this process's monotonic clock: never early, and late by no more than its quickest reply
+    was on its way. One slow reply does not shift the turns of this process among those of the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # What the database's clock has more than ours, at least; and when that was known.
+        self._ahead = -math.inf
+        self._known_at = 0.0
+        # How long the last reply took more than the quickest.
+        self.late = 0.0
+
+    def read(self, database_time: float, *, asked_at: float, heard_at: float) -> None:
+        """It was ``database_time`` there, some time between our ``asked_at`` and ``heard_at``."""
+        least, most = database_time - heard_at, database_time - asked_at
+        with self._lock:
+            ahead = max(self._ahead - DRIFT * (heard_at - self._known_at), least)
+            # Otherwise it was set back, or another database took over.
+            self._ahead = ahead if ahead <= most else least
+            self._known_at = heard_at
+            self.late = self._ahead - least
+
+    def ours(self, database_time: float) -> float:
+        return database_time - self._ahead
 
 
 # How many times the configured spacing holds now.
@@ -164,6 +206,7 @@ SLOWNESS = (
     f", 10000), 0) / {HALF_FORGOTTEN_SECONDS}, 100))::float8)"
 )
 PAUSE = timedelta(seconds=PAUSE_SECONDS)
+AGAIN = timedelta(seconds=AGAIN_SECONDS)
 REASONS = frozenset({"global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific"})
 
 

@@ -6,14 +6,15 @@ from bisect import bisect_left
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError, connection, connections, transaction
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
-from marketplace import throttle
+from marketplace import deadline, throttle
 from marketplace.errors import NotNow
 from marketplace.gateway import stripe_api
 from marketplace.gateway.contract import BalanceRetrieved, Postponed, RateLimited, ReversalsListed
@@ -49,6 +50,100 @@ def test_no_window_of_a_second_sees_more_than_the_rate_though_two_processes_send
     assert max(bisect_left(left, since + 1) - at for at, since in enumerate(left)) <= rate
 
 
+def late_by(seconds: float) -> Any:
+    """Replies of the database come so late."""
+
+    def execute(run: Any, *query: Any) -> Any:
+        answer = run(*query)
+        time.sleep(seconds)
+        return answer
+
+    return connection.execute_wrapper(execute)
+
+
+@pytest.mark.django_db
+def test_a_reply_that_comes_late_shifts_no_turn() -> None:
+    slow, quick = throttle.RequestAllowance(20), throttle.RequestAllowance(20)
+    for allowance in (slow, quick):
+        allowance._reserve(REVERSE, 1)
+    RequestAllowance.objects.update(next_free_at=Now() + timedelta(seconds=1))
+    with late_by(0.15):
+        departures = slow._reserve(REVERSE, 3)
+    departures += quick._reserve(REVERSE, 3)
+    gaps = [later - earlier for earlier, later in pairwise(departures)]
+    assert gaps == pytest.approx([1 / (20 * throttle.UTILISATION)] * 5, abs=0.015)
+
+
+@pytest.mark.django_db
+def test_while_replies_come_late_turns_are_taken_so_far_ahead_that_they_are_of_use() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance._reserve(REVERSE, 1)
+    RequestAllowance.objects.update(next_free_at=Now() - timedelta(seconds=1))
+    with late_by(0.15):
+        (over,) = allowance._reserve(REVERSE, 1)
+        assert time.monotonic() - over > throttle.LATEST_DEPARTURE
+        (useful,) = allowance._reserve(REVERSE, 1)
+        assert time.monotonic() - useful < throttle.LATEST_DEPARTURE
+    allowance._reserve(REVERSE, 1)
+    RequestAllowance.objects.update(next_free_at=Now() - timedelta(seconds=1))
+    (soon,) = allowance._reserve(REVERSE, 1)
+    assert soon - time.monotonic() < 0.1
+    with late_by(0.15):
+        allowance._reserve(REVERSE, 1)
+    # Also by the first request to an endpoint.
+    assert allowance._reserve(LIST, 1)[0] - time.monotonic() > 0.1
+
+
+def test_the_databases_time_is_never_early_here_and_late_by_the_quickest_reply_at_most() -> None:
+    clock = throttle._DatabaseClock()
+    clock.read(1000.010, asked_at=0.0, heard_at=0.030)
+    assert clock.ours(1000.0) == pytest.approx(0.020)
+    assert clock.late == 0
+    clock.read(1001.002, asked_at=1.0, heard_at=1.004)
+    assert clock.ours(1000.0) == pytest.approx(0.002)
+    clock.read(1002.010, asked_at=2.0, heard_at=2.500)
+    assert clock.ours(1000.0) == pytest.approx(0.002, abs=0.0003)
+    assert clock.late == pytest.approx(0.488, abs=0.001)
+
+
+def test_clocks_that_part_slowly_are_followed() -> None:
+    clock = throttle._DatabaseClock()
+    clock.read(1000.001, asked_at=0.0, heard_at=0.002)
+    # An hour later theirs is behind, and nothing but a slow reply tells.
+    database = 1000.0 + 3600.25 - 3600 * throttle.DRIFT / 2
+    clock.read(database, asked_at=3600.0, heard_at=3600.5)
+    assert 3600.25 <= clock.ours(database) <= 3600.5
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, -0.1, 0.1, 3600.0])
+def test_a_database_whose_clock_jumped_is_believed_at_once(seconds: float) -> None:
+    clock = throttle._DatabaseClock()
+    clock.read(1000.001, asked_at=0.0, heard_at=0.002)
+    clock.read(1001.001 + seconds, asked_at=1.0, heard_at=1.002)
+    assert clock.ours(1001.0 + seconds) == pytest.approx(1.001)
+    assert clock.late == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_taking_turns_waits_for_no_disk_and_nothing_else_is_spared_it() -> None:
+    allowance = throttle.RequestAllowance(20)
+
+    def setting() -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            return str(cursor.fetchone()[0])
+
+    before = setting()
+    assert before != "off"
+    for _ in range(2):
+        with transaction.atomic():
+            allowance._reserve(REVERSE, 1)
+            assert setting() == "off"
+        assert setting() == before
+        allowance._reserve(REVERSE, 1)
+        assert setting() == before
+
+
 @pytest.mark.django_db
 def test_endpoints_do_not_share_their_allowance() -> None:
     allowance = throttle.RequestAllowance(1)
@@ -80,7 +175,7 @@ def test_a_turn_that_was_overslept_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     departures = iter([now - 5, now - throttle.LATEST_DEPARTURE * 1.5, now + 0.001])
     asked = []
     monkeypatch.setattr(allowance, "_next_departure", lambda endpoint: asked.append(endpoint) or next(departures))
-    allowance.enter(REVERSE)
+    assert allowance.enter(REVERSE) == pytest.approx(now + 0.001 + throttle.LATEST_DEPARTURE)
     assert asked == [REVERSE] * 3
 
 
@@ -157,6 +252,21 @@ def test_a_429_slows_what_its_reason_names(reason: str, slowed: set[str]) -> Non
 
 
 @pytest.mark.django_db
+def test_a_lone_429_slows_a_little_and_one_soon_after_it_much() -> None:
+    allowance = throttle.RequestAllowance(20)
+    allowance.enter(REVERSE)
+    slowness = []
+    for since in (None, 100 * throttle.AGAIN_SECONDS, throttle.AGAIN_SECONDS - 1):
+        if since is not None:
+            RequestAllowance.objects.update(slowed_at=Now() - timedelta(seconds=since))
+        allowance.limited(REVERSE, "endpoint-rate")
+        slowness.append(RequestAllowance.objects.get().slowness)
+    forgotten = 0.5 ** ((throttle.AGAIN_SECONDS - 1) / throttle.HALF_FORGOTTEN_SECONDS)
+    again = (1 + (throttle.SLOWER - 1) * forgotten) * throttle.SLOWER_AGAIN
+    assert slowness == pytest.approx([throttle.SLOWER, throttle.SLOWER, again], rel=0.01)
+
+
+@pytest.mark.django_db
 def test_slowness_grows_with_each_429_up_to_a_bound_and_is_forgotten() -> None:
     allowance = throttle.RequestAllowance(20)
     allowance.enter(REVERSE)
@@ -229,6 +339,58 @@ def test_every_page_of_a_list_asks_for_its_own_turn(simulator: Any) -> None:
 def test_what_the_gate_refuses_is_never_sent(simulator: Any) -> None:
     answer = stripe_api.connect(gate=Counting(refuses=True)).retrieve_transfer("tr_1")
     assert answer == Postponed(message="not your turn", seconds=3.0)
+    assert len(list(simulator.requests)) == 0
+
+
+class Late:
+    """A gate whose turns are over before the request can leave, but for the last one."""
+
+    def __init__(self, *, is_let_through: bool = True) -> None:
+        self.entered = 0
+        self._is_let_through = is_let_through
+
+    def enter(self, endpoint: str) -> float:
+        self.entered += 1
+        if self.entered == 3 and not self._is_let_through:
+            raise NotNow("not your turn", seconds=3.0)
+        return time.monotonic() + (-0.001 if self.entered < 3 else 60)
+
+    def limited(self, endpoint: str, reason: str) -> None: ...
+
+
+def test_a_turn_that_is_over_before_the_bytes_go_out_is_taken_anew(simulator: Any) -> None:
+    """As by the time that it takes to connect."""
+    gate = Late()
+    calling = stripe_api.connect(gate=gate)
+    for _ in range(2):
+        assert isinstance(calling.retrieve_balance(), BalanceRetrieved)
+    assert (gate.entered, len(list(simulator.requests))) == (4, 2)
+
+
+def test_a_turn_that_is_not_to_be_had_again_sends_nothing(simulator: Any) -> None:
+    answer = stripe_api.connect(gate=Late(is_let_through=False)).retrieve_balance()
+    assert answer == Postponed(message="not your turn", seconds=3.0)
+    assert len(list(simulator.requests)) == 0
+
+
+def test_connecting_uses_up_no_turn(simulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    connect = stripe_api.HTTPConnection.connect
+    require = stripe_api._Turn.require
+    monkeypatch.setattr(stripe_api.HTTPConnection, "connect", lambda self: (steps.append("connect"), connect(self)))
+    monkeypatch.setattr(stripe_api._Turn, "require", lambda self: (steps.append("turn"), require(self)))
+    calling = stripe_api.connect(gate=Counting())
+    for _ in range(2):
+        assert isinstance(calling.retrieve_balance(), BalanceRetrieved)
+    assert steps == ["connect", "turn", "turn"]
+
+
+def test_a_lease_that_ends_while_it_connects_sends_nothing(simulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(deadline, "has_passed", lambda: asked.append(True) or len(asked) > 1)
+    sent: dict[str, Any] = {"amount": 1, "reason": "test", "operation_id": uuid4(), "idempotency_key": "key-1"}
+    answer = stripe_api.connect().reverse_transfer("tr_1", **sent)
+    assert isinstance(answer, Postponed)
     assert len(list(simulator.requests)) == 0
 
 

@@ -258,8 +258,10 @@ class Gate(Protocol):
     ``POST /v1/transfers/{id}/reversals``: Stripe limits each for all ids together (docs.stripe.com/rate-limits).
     """
 
-    def enter(self, endpoint: str) -> None:
-        """Wait for the turn. Raises ``NotNow`` where nothing may be sent."""
+    def enter(self, endpoint: str) -> float | None:
+        """Wait for the turn. Until when (monotonic) the request must have left, so as not to lose it; None: whenever.
+        Raises ``NotNow`` where nothing may be sent.
+        """
         ...
 
     def limited(self, endpoint: str, reason: str) -> None:

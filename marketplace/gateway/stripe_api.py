@@ -1,6 +1,9 @@
 """Makes the calls. Every SDK result and error becomes one of our answers; none escapes as an exception."""
 
+import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -11,6 +14,7 @@ import structlog
 import urllib3
 from django.conf import settings
 from requests.utils import get_environ_proxies
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from marketplace import deadline
 from marketplace.errors import NotNow
@@ -281,6 +285,60 @@ class StripeGateway:
         )
 
 
+@dataclass(kw_only=True)
+class _Turn:
+    """The right of one request to leave now."""
+
+    gate: Gate | None
+    endpoint: str
+    has_effect: bool
+    # Monotonic.
+    _until: float | None = None
+
+    def wait(self) -> None:
+        """Raises ``NotNow`` where the request may not leave."""
+        if self.gate is not None:
+            self._until = self.gate.enter(self.endpoint)
+        self._require_lease()
+
+    def require(self) -> None:
+        """The bytes go out now. Waits again if the turn is over; raises as ``wait``."""
+        while self._until is not None and time.monotonic() > self._until:
+            self.wait()
+        self._require_lease()
+
+    def _require_lease(self) -> None:
+        if self.has_effect and deadline.has_passed():
+            raise NotNow("the lease on what is sent has ended", seconds=0)
+
+
+_turn: ContextVar[_Turn] = ContextVar("turn")
+
+
+class _OnTime:
+    """A connection that sends nothing after the turn is over, which connecting to Stripe may well outlast."""
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_closed:
+            self.connect()
+        _turn.get().require()
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+
+class _HTTPConnection(_OnTime, HTTPConnection): ...
+
+
+class _HTTPSConnection(_OnTime, HTTPSConnection): ...
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
 class _GatedClient(stripe.HTTPClient):
     """The SDK's HTTP, over urllib3's pool, which the SDK's default client uses too, below requests: that layer is half
     of a call's cost. Asks the gate before each request: a call may make several, as for a list.
@@ -308,21 +366,23 @@ class _GatedClient(stripe.HTTPClient):
             self._pool: urllib3.PoolManager = urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
         else:
             self._pool = urllib3.PoolManager(**options)
+        self._pool.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
     def request(  # type: ignore[override]  # the base class declares less than the SDK's own clients take
         self, method: str, url: str, headers: Mapping[str, str] | None, post_data: Any = None
     ) -> Any:
         endpoint = endpoint_of(method, url)
-        if self._gate is not None:
-            self._gate.enter(endpoint)
-        if method.upper() == "POST" and deadline.has_passed():
-            raise NotNow("the lease on what is sent has ended", seconds=0)
-        with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
-            try:
+        turn = _Turn(gate=self._gate, endpoint=endpoint, has_effect=method.upper() == "POST")
+        turn.wait()
+        token = _turn.set(turn)
+        try:
+            with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
                 answer = self._pool.request(method.upper(), url, body=post_data, headers=headers, redirect=False)
-            except urllib3.exceptions.HTTPError as error:
-                said = redact(f"{type(error).__name__}: {error}")
-                raise stripe.APIConnectionError(said) from error  # type: ignore[no-untyped-call]
+        except urllib3.exceptions.HTTPError as error:
+            said = redact(f"{type(error).__name__}: {error}")
+            raise stripe.APIConnectionError(said) from error  # type: ignore[no-untyped-call]
+        finally:
+            _turn.reset(token)
         if answer.status == 429 and self._gate is not None:
             # Without a reason it is no limiter, most likely lock_timeout (docs.stripe.com/rate-limits).
             reason = answer.headers.get(RATE_LIMITED_REASON, "") or (

@@ -104,6 +104,9 @@ def test_the_numbers_of_the_allowance_are_those_of_the_code() -> None:
     assert f"({a_second:.1f} a second)" in TEXT
     assert f"No call waits more than {throttle.LONGEST_WAIT.total_seconds():.0f} s for its turn" in TEXT
     assert f"half is forgotten every {throttle.HALF_FORGOTTEN_SECONDS} seconds" in TEXT
+    assert f"space the requests {throttle.SLOWER - 1:.0%} wider".replace("%", " %") in TEXT
+    assert f"each further one within {throttle.AGAIN_SECONDS} s half as wide again" in TEXT
+    assert throttle.SLOWER_AGAIN == 1.5
 
 
 def test_the_numbers_of_breaker_and_heartbeat_are_those_of_the_code() -> None:
