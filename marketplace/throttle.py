@@ -10,6 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -219,18 +220,31 @@ def gateway() -> stripe_api.StripeGateway:
 
 # --- The circuit breaker ----------------------------------------------------------------------------------------------
 
-# Stripe failed for so many different sellers (or orders), with no success between: not the matter of one of them.
+# Stripe failed for so many different sellers (or orders), with no success between: not the matter of one of them. Or,
+# where few sellers' rows are due, for so many different rows.
 OPENS_AFTER = 5
+OPENS_AFTER_ROWS = 25
+# No outage of one endpoint alone is believed in for longer, unless it shows itself anew. A row tries five times again:
+# so it outlasts five such hours, and rows that fail by themselves reach a person in the end.
+DOUBTED_AFTER = timedelta(hours=1)
 # Until the first probe of a Stripe that fails, and from then on: 5; 5, 10, 15, 15 … seconds.
 PROBE_INTERVAL = timedelta(seconds=5)
 LARGEST_PROBE_INTERVAL = timedelta(seconds=15)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One row may ask whether Stripe is back."""
+
+    # The breaker has been open for so long that the rows themselves may be at fault.
+    doubts: bool
+
+
 def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool, error: str) -> bool:
     """Stripe gave no answer, or one of a fault of its own. Whether the breaker is open now: then nothing is spent.
 
-    ``whom`` is the seller (or order) concerned; ``everyone``: a question that concerns none of them failed as well.
-    Part of the settling transaction.
+    ``whom`` is the seller (or order) concerned, and after a comma the row; ``everyone``: a question that concerns none
+    of them failed as well. Part of the settling transaction.
     """
     params: dict[str, Any] = {
         "work": work,
@@ -241,7 +255,8 @@ def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool
         "error": error[:500],
         "interval": PROBE_INTERVAL,
         "largest": LARGEST_PROBE_INTERVAL,
-        "opens_after": OPENS_AFTER,
+        "sellers": OPENS_AFTER,
+        "rows": OPENS_AFTER_ROWS,
     }
     with connection.cursor() as cursor:
         cursor.execute(
@@ -266,10 +281,11 @@ def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool
                     CASE WHEN b.opened_at IS NULL THEN 0 ELSE b.probes END,
                     %(error)s
                 FROM (
-                    SELECT k.failing,
-                        b.opened_at IS NOT NULL OR %(everyone)s OR cardinality(k.failing) >= %(opens_after)s AS is_open
+                    SELECT k.failing, b.opened_at IS NOT NULL OR %(everyone)s OR cardinality(k.failing) >= %(rows)s
+                        OR (SELECT count(DISTINCT split_part(each, ',', 1)) FROM unnest(k.failing) AS each)
+                            >= %(sellers)s AS is_open
                     FROM (
-                        SELECT CASE WHEN %(whom)s = ANY (b.failing) OR cardinality(b.failing) >= %(opens_after)s
+                        SELECT CASE WHEN %(whom)s = ANY (b.failing) OR b.opened_at IS NOT NULL
                             THEN b.failing ELSE b.failing || %(whom)s::varchar END AS failing
                     ) AS k
                 ) AS e
@@ -291,9 +307,9 @@ def succeeded(work: str) -> None:
         cursor.execute(SUCCEEDED, {"work": work})
 
 
-def take_probe(work: str, *, lease: timedelta) -> bool:
-    """Whether the breaker is open and the caller may try one row now; no other worker may, within ``lease``."""
-    params: list[Any] = [lease, work, lease]
+def take_probe(work: str, *, lease: timedelta) -> Probe | None:
+    """Where the breaker is open and the caller may try one row now; no other worker may, within ``lease``."""
+    params: list[Any] = [lease, work, lease, DOUBTED_AFTER]
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -302,10 +318,12 @@ def take_probe(work: str, *, lease: timedelta) -> bool:
             WHERE work = %s AND opened_at IS NOT NULL
               -- Or of a clock that was set back since.
               AND next_probe_at NOT BETWEEN statement_timestamp() AND statement_timestamp() + %s
+            RETURNING opened_at < statement_timestamp() - %s
             """,
             params,
         )
-        return bool(cursor.rowcount == 1)
+        row = cursor.fetchone()
+    return Probe(doubts=row[0]) if row else None
 
 
 def give_probe_back(work: str) -> None:

@@ -448,6 +448,36 @@ def test_it_stays_closed_when_stripe_fails_for_one_seller(breaker: Any) -> None:
     assert breaker().failing == ["seller 1"]
 
 
+def test_it_opens_when_stripe_fails_for_many_rows_of_few_sellers(breaker: Any) -> None:
+    rows = [f"seller {number % 2}, transfer {number}" for number in range(throttle.OPENS_AFTER_ROWS)]
+    assert not any(fail(row) for row in rows[:-1] * 2)
+    assert fail(rows[-1])
+    assert breaker().failing == rows
+    assert fail("seller 1, transfer 1000")
+    assert breaker().failing == rows
+
+
+def test_many_rows_of_one_seller_count_as_one_seller(breaker: Any) -> None:
+    for number in range(throttle.OPENS_AFTER - 1):
+        assert not fail(f"seller 1, transfer {number}")
+        assert not fail(f"seller {number}, transfer 1000")
+    assert fail("seller 1000, transfer 1")
+
+
+def test_a_success_outweighs_the_failures_of_one_seller(breaker: Any) -> None:
+    for whom in ("seller 1, transfer 1", "seller 2, transfer 2", "seller 1, transfer 3", "seller 11, transfer 4"):
+        fail(whom)
+    throttle.succeeded("reversal")
+    assert breaker().failing == ["seller 2, transfer 2", "seller 11, transfer 4"]
+
+
+def test_an_outage_that_lasts_for_long_is_doubted(breaker: Any) -> None:
+    fail("seller 1", everyone=True)
+    for long_ago, doubts in ((timedelta(seconds=-10), False), (timedelta(seconds=10), True)):
+        CircuitBreaker.objects.update(next_probe_at=Now(), opened_at=Now() - throttle.DOUBTED_AFTER - long_ago)
+        assert throttle.take_probe("reversal", lease=timedelta(0)) == throttle.Probe(doubts=doubts)
+
+
 def test_successes_outweigh_failures(breaker: Any) -> None:
     for number in range(50):
         assert not fail(f"seller {number}")

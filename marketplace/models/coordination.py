@@ -84,10 +84,14 @@ class CircuitBreaker(models.Model):
         return self.work
 
 
-# Stripe answered. Each success outweighs one failure, or closes the breaker. Also part of ``confirmation``.
+# Stripe answered. Each success outweighs the failures of one seller, or closes the breaker. Also part of
+# ``confirmation``.
 SUCCEEDED = """
     UPDATE marketplace_circuitbreaker
-    SET failing = CASE WHEN opened_at IS NULL THEN failing[2:] ELSE '{}' END,
+    SET failing = CASE WHEN opened_at IS NULL THEN ARRAY(
+            SELECT each FROM unnest(failing) WITH ORDINALITY AS listed (each, place)
+            WHERE split_part(each, ',', 1) <> split_part(failing[1], ',', 1) ORDER BY place
+        ) ELSE '{}' END,
         opened_at = NULL, next_probe_at = NULL, probes = 0
     WHERE work = %(work)s AND failing <> '{}'
 """

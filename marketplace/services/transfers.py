@@ -104,7 +104,7 @@ def settle(
             WORK,
             answer,
             channel=SENDING_CHANNEL,
-            whom=f"seller {transfer.seller_id}",
+            whom=f"seller {transfer.seller_id}, transfer {transfer.pk}",
             stripe_is_down=stripe_is_down,
             is_probe=claimed.is_probe,
         )

@@ -69,6 +69,8 @@ class StripeQueue(ABC, Generic[R, A]):
         self._actor = identity(f"{self.name} worker")
         # What this process has last seen of the breaker, so that rows in hand are not sent to a Stripe that is down.
         self._is_breaker_open = False
+        # Whether the probe in hand may show that the rows are at fault, not Stripe.
+        self._doubts_outage = False
 
     @abstractmethod
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[R]: ...
@@ -92,7 +94,8 @@ class StripeQueue(ABC, Generic[R, A]):
         rows = self._claim(batch_size=batch_size, lease=lease)
         if rows:
             self._note_breaker(is_open=False)
-        elif throttle.take_probe(self.name, lease=attempt()):
+        elif probe := throttle.take_probe(self.name, lease=attempt()):
+            self._doubts_outage = probe.doubts
             rows = self._claim(batch_size=1, lease=lease, past_breaker=True)
             if not rows:
                 throttle.give_probe_back(self.name)
@@ -132,6 +135,8 @@ class StripeQueue(ABC, Generic[R, A]):
             milliseconds=elapsed_ms(started),
         )
         stripe_is_down = self._is_stripe_down(claimed, answer)
+        if claimed.is_probe and self._doubts_outage and outcomes.is_outage(answer):
+            self._let_rows_fail_if_stripe_answers()
         answered = time.monotonic()
         settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
         SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
@@ -150,6 +155,14 @@ class StripeQueue(ABC, Generic[R, A]):
         if not outcomes.is_outage(answer) or claimed.is_probe or self._is_breaker_open:
             return False
         return outcomes.is_outage(self._gateway.retrieve_balance())
+
+    def _let_rows_fail_if_stripe_answers(self) -> None:
+        """Long since it opened, and in vain: where Stripe answers what concerns no row, these rows may fail by
+        themselves. Each spends a retry again; should Stripe fail for everyone after all, it opens anew.
+        """
+        if outcomes.shows_stripe_at_work(self._gateway.retrieve_balance()):
+            logger.warning("breaker_doubted", work=self.name)
+            persistently(lambda: throttle.succeeded(self.name))
 
     def _note_breaker(self, *, is_open: bool) -> None:
         if self._is_breaker_open and not is_open:

@@ -111,6 +111,8 @@ def test_the_numbers_of_the_allowance_are_those_of_the_code() -> None:
 
 def test_the_numbers_of_breaker_and_heartbeat_are_those_of_the_code() -> None:
     assert f"came from {throttle.OPENS_AFTER} different sellers" in TEXT
+    assert f"from {throttle.OPENS_AFTER_ROWS} different rows of fewer sellers" in TEXT
+    assert f"is doubted | from {throttle.DOUBTED_AFTER.total_seconds() / 3600:.0f} hour on" in TEXT
     assert f"starts again within {throttle.LARGEST_PROBE_INTERVAL.total_seconds():.0f} s of Stripe's return" in TEXT
     every, dead = (int(each.total_seconds()) for each in (selectors.HEARTBEAT_INTERVAL, selectors.DEAD_AFTER))
     assert f"the row it writes every {every} s (`marketplace_workerheartbeat`) is younger than {dead} s" in TEXT

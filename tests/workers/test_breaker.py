@@ -87,7 +87,7 @@ def test_one_transfer_that_fails_spends_its_own_retries_and_stops_nobody(
     assert poison.status == TransferStatus.PERMANENTLY_FAILED
     assert other.status == TransferStatus.REVERSED
     breaker = CircuitBreaker.objects.get(work="reversal")
-    assert (breaker.opened_at, breaker.failing) == (None, [f"seller {poison.seller_id}"])
+    assert (breaker.opened_at, breaker.failing) == (None, [f"seller {poison.seller_id}, transfer {poison.pk}"])
 
 
 def test_one_endpoint_that_fails_for_all_sellers_opens_it_though_stripe_answers_otherwise(
@@ -107,6 +107,72 @@ def test_one_endpoint_that_fails_for_all_sellers_opens_it_though_stripe_answers_
     spent = [SellerTransfer.objects.get(pk=row.pk).retry_count for row in rows]
     assert spent == [1] * (throttle.OPENS_AFTER - 1) + [0] * 4
     assert queue.claim(batch_size=100, lease=LEASE) == []
+
+
+def many_of_one_seller(at_stripe: Make, simulator: Any, count: int) -> list[SellerTransfer]:
+    first = at_stripe()
+    rows = [first]
+    for _ in range(count - 1):
+        transfer = simulator.create_transfer(5000, first.seller.stripe_account_id)
+        rows.append(
+            SellerTransferFactory(
+                seller=first.seller, amount=5000, stripe_transfer_id=transfer["id"], reversal_pending=True
+            )
+        )
+    return rows
+
+
+@pytest.mark.parametrize("count", [throttle.OPENS_AFTER_ROWS, throttle.OPENS_AFTER_ROWS - 1])
+def test_an_endpoint_that_fails_while_one_seller_has_all_the_rows_opens_it_if_there_are_many(
+    at_stripe: Make, gateway: Any, simulator: Any, count: int
+) -> None:
+    many_of_one_seller(at_stripe, simulator, count)
+    simulator.faults.add("unavailable", endpoint=REVERSE)
+    queue = reversal.ReversalQueue(gateway)
+    for _ in range(8):
+        drain(queue)
+        make_due()
+    lost = SellerTransfer.objects.filter(status=TransferStatus.PERMANENTLY_FAILED).count()
+    assert lost == (0 if count == throttle.OPENS_AFTER_ROWS else count)
+
+
+def test_rows_that_fail_by_themselves_when_nothing_else_is_due_reach_a_person_in_the_end(
+    at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    poison = [at_stripe() for _ in range(throttle.OPENS_AFTER)]
+    for row in poison:
+        simulator.faults.add("error_500", object=row.stripe_transfer_id)
+    queue = reversal.ReversalQueue(gateway)
+    with capture_logs() as logs:
+        for _ in range(20):
+            drain(queue)
+            make_due()
+            later = Now() - throttle.DOUBTED_AFTER - timedelta(seconds=1)
+            CircuitBreaker.objects.filter(opened_at__isnull=False).update(opened_at=later)
+    assert "breaker_doubted" in [entry["event"] for entry in logs]
+    assert {SellerTransfer.objects.get(pk=row.pk).status for row in poison} == {TransferStatus.PERMANENTLY_FAILED}
+    assert CircuitBreaker.objects.get().opened_at is None
+
+
+@pytest.mark.parametrize("what", ["before its time", "Stripe does not answer either", "the limiter answers"])
+def test_no_outage_is_doubted(at_stripe: Make, gateway: Any, simulator: Any, what: str) -> None:
+    rows = [at_stripe() for _ in range(throttle.OPENS_AFTER)]
+    simulator.faults.add("unavailable", endpoint=REVERSE)
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    opened = throttle.DOUBTED_AFTER + timedelta(minutes=-1 if what == "before its time" else 1)
+    CircuitBreaker.objects.update(opened_at=Now() - opened)
+    if what != "before its time":
+        simulator.faults.add("rate_limited" if what == "the limiter answers" else "unavailable", endpoint=NOBODY)
+    spent = sum(SellerTransfer.objects.get(pk=row.pk).retry_count for row in rows)
+    simulator.requests.clear()
+    for _ in range(10):
+        make_due()
+        drain(queue)
+    assert len(simulator.requests.to(REVERSE)) == 10
+    assert (NOBODY in {request.endpoint for request in simulator.requests}) == (what != "before its time")
+    assert sum(SellerTransfer.objects.get(pk=row.pk).retry_count for row in rows) == spent
+    assert CircuitBreaker.objects.get().opened_at is not None
 
 
 def test_while_it_is_open_one_row_asks_and_the_others_wait(at_stripe: Make, gateway: Any, simulator: Any) -> None:
