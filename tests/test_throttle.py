@@ -55,7 +55,7 @@ def late_by(seconds: float) -> Any:
 
     def execute(run: Any, *query: Any) -> Any:
         answer = run(*query)
-        time.sleep(seconds)
+        threading.Event().wait(seconds)
         return answer
 
     return connection.execute_wrapper(execute)
