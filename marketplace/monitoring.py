@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics: for load balancers, schedulers and Prometheus."""
+"""/healthz, /readyz and /metrics: for load balancers, alerts and Prometheus."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -34,7 +34,7 @@ def healthz(_request: HttpRequest) -> JsonResponse:
 
 @require_safe
 def readyz(_request: HttpRequest) -> JsonResponse:
-    """The process can do its work; otherwise 503 and which check fails."""
+    """The installation can do its work; otherwise 503 and which check fails. Not for load balancers: see the manual."""
     checks = {"database": "ok", "migrations": "ok", "workers": "ok"}
     try:
         with connection.cursor() as cursor:
@@ -54,7 +54,7 @@ def readyz(_request: HttpRequest) -> JsonResponse:
             checks["migrations"] = f"{len(waiting)} not applied, first {waiting[0][0]}"
             logger.error("not_ready", check="migrations", waiting=len(waiting))
         if deserted:
-            checks["workers"] = f"rows are due and no worker lives for {', '.join(deserted)}"
+            checks["workers"] = f"rows have long been due and no worker lives for {', '.join(deserted)}"
             logger.error("not_ready", check="workers", queues=deserted)
     is_ready = set(checks.values()) == {"ok"}
     return JsonResponse(

@@ -63,7 +63,8 @@ DEAD_AFTER = 3 * HEARTBEAT_INTERVAL
 
 
 def queues_without_worker() -> list[str]:
-    """The queues in which rows are due while no living worker serves them, by the database's clock.
+    """The queues in which rows have been due for ``DEAD_AFTER`` while no living worker serves them, by the database's
+    clock: a worker that is only just being started, after its web server, is not missed.
 
     A queue whose workers are switched off on purpose does not count.
     """
@@ -73,7 +74,7 @@ def queues_without_worker() -> list[str]:
         for name, (model, statuses) in QUEUES.items()
         if not served[SERVED_AS[name]]
         and getattr(settings, "TRANSFER_RETRY_ENABLED" if name == "sending" else "REVERSAL_WORKER_ENABLED")
-        and model._default_manager.filter(status__in=statuses, next_retry_at__lte=Now()).exists()
+        and model._default_manager.filter(status__in=statuses, next_retry_at__lte=Now() - DEAD_AFTER).exists()
     ]
 
 

@@ -142,6 +142,7 @@ class Worker:
         # Monotonic: when the database is asked for the next due times.
         self._ask_at = 0.0
         self._in_hand = 0
+        self._worked_on = 0
         self._denied: StripeDenied | None = None
         self._broken: BaseException | None = None
 
@@ -187,14 +188,14 @@ class Worker:
     # --- Running ------------------------------------------------------------------------------------------------------
 
     def run_once(self) -> int:
-        """Do all that is due, and what becomes due meanwhile; the number of rows worked on.
+        """Do all that is due, and what becomes due meanwhile; the number of rows worked on, those not counted that were
+        given back unbegun.
 
         Raises:
             StripeDenied: Stripe refuses our key; the rows stay due.
             OperationalError, InterfaceError: the database is away.
 
         """
-        done = 0
         with self._threads():
             while True:
                 self._wake.clear()
@@ -202,13 +203,12 @@ class Worker:
                 for watched in self._in_turn():
                     if self._may_claim():
                         claimed += self._claim(watched)
-                done += claimed
                 if claimed == 0:
                     if self._in_hand == 0:
                         break
                     self._wake.wait()
         self._raise_if_denied()
-        return done
+        return self._worked_on
 
     def run(self) -> None:
         """Work until ``stop()``. The database may go away and come back; Stripe refusing our key ends the run.
@@ -361,6 +361,8 @@ class Worker:
     def _perform(self, held: _InHand) -> None:
         try:
             if self._may_begin(held):
+                with self._lock:
+                    self._worked_on += 1
                 self._work_on(held)
             else:
                 RELEASED.labels(work=held.queue.name).inc()

@@ -134,14 +134,14 @@ def test_a_little_is_claimed_ahead_of_the_threads_and_no_more() -> None:
 
 def test_a_row_whose_lease_would_end_during_the_attempt_is_given_back() -> None:
     rows = Rows([1, 2])
-    worker(rows, attempt=timedelta(minutes=6)).run_once()
+    assert worker(rows, attempt=timedelta(minutes=6)).run_once() == 0
     assert (rows.performed, sorted(rows.released)) == ([], [1, 2])
 
 
 def test_a_row_that_its_queue_holds_back_is_given_back() -> None:
     rows = Rows([1, 2])
     rows.held_back = {2}
-    worker(rows).run_once()
+    assert worker(rows).run_once() == 1
     assert (rows.performed, rows.released) == ([1], [2])
 
 
