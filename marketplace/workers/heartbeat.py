@@ -6,8 +6,10 @@ import time
 import uuid
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
+from django.db import connection
 from django.db.models.functions import Now
 
 from marketplace import selectors
@@ -38,24 +40,35 @@ class Heartbeat:
         now = time.monotonic()
         if now < self.next_at:
             return
-        changing = {"in_hand": in_hand, "seen_at": Now()}
-        if not self.next_at or not WorkerHeartbeat.objects.filter(pk=self._identity).update(**changing):
-            self._create(in_hand)
+        if not self.next_at:
+            WorkerHeartbeat.objects.filter(seen_at__lt=Now() - KEPT).delete()
+        self._write(in_hand)
         self.next_at = now + HEARTBEAT_INTERVAL.total_seconds()
         held = selectors.oldest_snapshot_seconds()
         if held is not None and held > LONGEST_SNAPSHOT_SECONDS:
             logger.warning("snapshot_held_open", seconds=round(held), hint="see pg_stat_activity: backend_xmin")
 
-    def _create(self, in_hand: int) -> None:
-        WorkerHeartbeat.objects.filter(seen_at__lt=Now() - KEPT).delete()
-        WorkerHeartbeat.objects.create(
-            identity=self._identity,
-            queues=self._queues,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            concurrency=self._concurrency,
-            in_hand=in_hand,
-        )
+    def _write(self, in_hand: int) -> None:
+        params: list[Any] = [
+            self._identity,
+            self._queues,
+            socket.gethostname(),
+            os.getpid(),
+            self._concurrency,
+            in_hand,
+        ]
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                INSERT INTO marketplace_workerheartbeat
+                    (identity, queues, host, pid, concurrency, in_hand, started_at, seen_at)
+                VALUES (%s, %s, %s, %s, %s, %s, statement_timestamp(), statement_timestamp())
+                ON CONFLICT (identity) DO UPDATE SET in_hand = EXCLUDED.in_hand, seen_at = EXCLUDED.seen_at
+                -- The claimer need not wait for the disk: a crash forgets no more than that somebody lived before.
+                RETURNING set_config('synchronous_commit', 'off', true)
+                """,
+                params,
+            )
 
     def stop(self) -> None:
         """The worker ends: its row goes at once, so that nobody counts on it."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
@@ -34,6 +35,14 @@ def test_it_is_written_at_once_and_then_from_time_to_time(
         own.beat(in_hand=3)
     later = WorkerHeartbeat.objects.get()
     assert (later.in_hand, later.seen_at > row.seen_at, later.started_at) == (3, True, row.started_at)
+
+
+@pytest.mark.django_db
+def test_the_claimer_does_not_wait_for_the_disk() -> None:
+    Heartbeat("a worker", ["reversal"], concurrency=16).beat(in_hand=0)
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() == ("off",)
 
 
 @pytest.mark.django_db
