@@ -278,10 +278,7 @@ class StripeGateway:
         return _call(
             "create_account",
             lambda: self._client.accounts.create(params, options),
-            lambda made: AccountCreated(
-                account=account_facts(made.to_dict(), seen_at=datetime.now(tz=UTC)),
-                request_id=_request_id(made),
-            ),
+            lambda made: AccountCreated(account=account_facts(made.to_dict()), request_id=_request_id(made)),
         )
 
 
@@ -446,14 +443,16 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
     )
 
 
-def account_facts(body: Mapping[str, Any], *, seen_at: datetime) -> AccountFacts:
-    """Raises as ``payment_facts``."""
+def account_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> AccountFacts:
+    """Without ``seen_at`` the facts are those of the account's creation: Stripe's clock, as the events'. Raises as
+    ``payment_facts``.
+    """
     capabilities = body.get("capabilities") or {}
     return AccountFacts(
         stripe_account_id=_text(body["id"]),
         transfers_capability=_text(capabilities.get("transfers", "unrequested")),
         payouts_enabled=_truth(body.get("payouts_enabled", False)),
-        seen_at=seen_at,
+        seen_at=seen_at or _time(body["created"]),
     )
 
 

@@ -210,11 +210,14 @@ def test_a_declined_card_is_refused_by_its_code(gateway: Any, simulator: Any) ->
 
 
 def test_an_account_is_created_that_can_receive_transfers(gateway: Any, simulator: Any) -> None:
+    simulator.clock.advance(3600)
     answer = create_account(gateway)
     assert isinstance(answer, AccountCreated)
     made = simulator.get(answer.account.stripe_account_id)
     assert made["controller"]["losses"]["payments"] == "application"
     assert answer.account.transfers_capability == made["capabilities"]["transfers"]
+    # By Stripe's clock, as the events that may follow.
+    assert answer.account.seen_at.timestamp() == made["created"]
     (request,) = simulator.requests
     assert (request.key, answer.request_id) == (KEY, request.id)
     simulator.add_funds(5000)
