@@ -285,6 +285,14 @@ UNFOLD = {
                 ),
                 ("Stripe", [("Webhook events", "webhook", "marketplace_webhookevent")]),
                 (
+                    "Workers",
+                    [
+                        ("Workers", "engineering", "marketplace_workerheartbeat"),
+                        ("Circuit breakers", "power_off", "marketplace_circuitbreaker"),
+                        ("Request allowances", "speed", "marketplace_requestallowance"),
+                    ],
+                ),
+                (
                     "Access",
                     [
                         ("Users", "person", "auth_user"),

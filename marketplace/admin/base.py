@@ -63,7 +63,12 @@ def colour(status: TextChoices) -> str:
 
 
 def label(status: TextChoices) -> SafeString:
-    return render_to_string("unfold/helpers/label.html", {"text": status.label, "type": colour(status)})
+    return tag(status.label, colour(status))
+
+
+def tag(text: Any, kind: str) -> SafeString:
+    """``kind`` is one of the colours above."""
+    return render_to_string("unfold/helpers/label.html", {"text": text, "type": kind})
 
 
 def money(amount: int | None, currency: str) -> SafeString | str:

@@ -1,21 +1,26 @@
 """Every page opens for whom it should, shows what it should, and changes nothing by itself."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import Group
 from django.db import connection, models
+from django.db.models.functions import Now
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 from rest_framework.authtoken.models import Token
 
-from marketplace import states
+from marketplace import selectors, states, throttle
 from marketplace.admin.base import COLOURS, label
-from marketplace.models import Product, Seller, SellerTransfer
+from marketplace.models import CircuitBreaker, Product, RequestAllowance, Seller, SellerTransfer, WorkerHeartbeat
+from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import (
     ProductFactory,
@@ -34,6 +39,9 @@ MODELS = [
 ]
 
 
+COORDINATION = ["workerheartbeat", "circuitbreaker", "requestallowance"]
+
+
 def listing(name: str) -> str:
     return reverse(f"admin:marketplace_{name}_changelist")
 
@@ -45,7 +53,7 @@ def page(row: models.Model) -> str:
 @pytest.fixture
 def viewer(db: None) -> Client:
     client = Client()
-    client.force_login(UserFactory(staff=True, permissions=VIEWS))
+    client.force_login(UserFactory(staff=True, permissions=[*VIEWS, *(f"view_{name}" for name in COORDINATION)]))
     return client
 
 
@@ -64,6 +72,11 @@ def populate(db: None) -> Callable[[], None]:
         ProductFactory()
         RefundFactory()
         WebhookEventFactory(failed=True)
+        name = uuid4().hex[:8]
+        throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
+        Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
+        spacing = timedelta(milliseconds=52)
+        RequestAllowance.objects.create(endpoint=f"GET /v1/{name}", next_free_at=timezone.now(), spacing=spacing)
 
     return make
 
@@ -77,6 +90,7 @@ def test_every_model_has_its_pages() -> None:
         "sellertransfer",
         "transferreversal",
         "webhookevent",
+        *COORDINATION,
     }
 
 
@@ -156,7 +170,9 @@ def test_nothing_is_deleted_here(name: str, root: Client, populate: Callable[[],
     assert model.objects.filter(pk=row.pk).exists()
 
 
-@pytest.mark.parametrize("name", ["order", "refund", "sellertransfer", "transferreversal", "webhookevent"])
+@pytest.mark.parametrize(
+    "name", ["order", "refund", "sellertransfer", "transferreversal", "webhookevent", *COORDINATION]
+)
 def test_nothing_that_stripe_has_a_say_in_is_added_or_edited(
     name: str, root: Client, populate: Callable[[], None]
 ) -> None:
@@ -289,6 +305,53 @@ def test_the_front_page_shows_only_what_one_may_see(db: None) -> None:
     assert [card["title"] for card in response.context["cards"]] == ["events that failed"]
     assert "Transfers" not in response.content.decode()
     assert "Webhook events" in response.content.decode()
+
+
+# --- Workers, breakers, allowances -------------------------------------------------------------------------------
+
+
+def test_a_worker_without_a_sign_of_life_is_shown_as_such(viewer: Client) -> None:
+    for name in ("alive", "dead"):
+        Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
+    dead = WorkerHeartbeat.objects.get(identity__startswith="dead")
+    WorkerHeartbeat.objects.filter(pk=dead.pk).update(seen_at=Now() - selectors.DEAD_AFTER)
+
+    shown = viewer.get(listing("workerheartbeat")).content.decode()
+
+    assert "reversal, refund" in shown
+    first, second = shown.split("no sign of life")
+    assert ("alive on" in first, "dead on" in first, "dead on" in second) == (True, True, False)
+    assert "no sign of life" in viewer.get(page(dead)).content.decode()
+
+
+def test_an_open_breaker_tells_since_when_and_why(viewer: Client) -> None:
+    throttle.failed("reversal", channel="c", whom="seller 7, transfer 8", everyone=True, is_probe=False, error="502")
+    throttle.failed("refund", channel="c", whom="order 9", everyone=False, is_probe=False, error="503")
+    breakers = {breaker.work: breaker for breaker in CircuitBreaker.objects.all()}
+
+    shown = viewer.get(listing("circuitbreaker")).content.decode()
+
+    assert shown.count("open: rows wait") == shown.count("closed: work goes on") == 1
+    opened = viewer.get(page(breakers["reversal"])).content.decode()
+    assert all(each in opened for each in ("open: rows wait", "seller 7, transfer 8", "502"))
+    closed = viewer.get(page(breakers["refund"])).content.decode()
+    assert "closed: work goes on" in closed
+    throttle.succeeded("refund")
+    assert "order 9" not in viewer.get(page(breakers["refund"])).content.decode()
+
+
+def test_an_allowance_tells_its_pace(viewer: Client) -> None:
+    endpoint = "POST /v1/transfers/{id}/reversals"
+    slow = RequestAllowance.objects.create(
+        endpoint=endpoint, next_free_at=timezone.now(), spacing=timedelta(milliseconds=80), slowed_at=timezone.now()
+    )
+    RequestAllowance.objects.create(endpoint="GET /v1/balance", next_free_at=timezone.now(), spacing=timedelta(0))
+
+    shown = viewer.get(listing("requestallowance")).content.decode()
+
+    assert endpoint in shown
+    assert "12.5" in shown
+    assert "12.5" in viewer.get(page(slow)).content.decode()
 
 
 # --- Users, groups, tokens ----------------------------------------------------------------------------------
