@@ -3,6 +3,8 @@
 import datetime as dt
 import os
 import random
+import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,9 +16,7 @@ import stripe._webhook
 from django.db import connection
 from django.utils import timezone
 
-from marketplace import deadline, throttle
 from marketplace.services import outcomes
-from marketplace.workers import balances, loop, stripe_queue
 
 # A Friday morning, far from anything.
 START = 1_800_000_000
@@ -50,8 +50,6 @@ SCHEMA = """
         AS 'SELECT md5(nextval(''simclock.tokens'')::text)::uuid';
 """
 SEARCH_PATH = "simclock, public, pg_catalog"
-# Those of the program that ask for the time by ``time``.
-TIMED: tuple[Any, ...] = (balances, deadline, loop, stripe_queue, throttle)
 
 
 def install() -> None:
@@ -121,10 +119,21 @@ def hosts(
     )
     ids = SimpleNamespace(**{name: getattr(os, name) for name in ("name", "getpid")}, urandom=chance.randbytes)
     with ExitStack() as stack:
-        for module in TIMED:
+        for module in timed_modules():
             stack.enter_context(patch.object(module, "time", clock))
         stack.enter_context(patch.object(stripe._webhook, "time", clock))
         stack.enter_context(patch.object(timezone, "now", lambda: dt.datetime.fromtimestamp(wall(), tz=dt.UTC)))
         stack.enter_context(patch.object(outcomes, "random", SimpleNamespace(random=chance.random)))
         stack.enter_context(patch.object(uuid, "os", ids))
         yield
+
+
+def timed_modules() -> list[Any]:
+    """Those of the program that ask for the time by ``time``. Stripe's side has a clock of its own."""
+    return [
+        module
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("marketplace.")
+        and not name.startswith("marketplace.simulator")
+        and getattr(module, "time", None) is time
+    ]

@@ -1,7 +1,7 @@
 """What the queues hold, asked of their tables in plain words."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from psycopg import Cursor
 
 PERMANENTLY_FAILED = "permanently failed"
 BREAKER = "breaker"
+CLOCK = "clock"
 
 
 @dataclass
@@ -20,39 +21,62 @@ class Due:
     next_at: float | None = None
 
 
-def ask(queues: Iterable[Any]) -> dict[str, Due]:
-    """By the queue's name; and, under ``PERMANENTLY_FAILED``, how many transfers ask for a person."""
+@dataclass
+class Held:
+    """What the tables say, until somebody writes again."""
+
+    # The queue's name → the kind of work that a breaker may stop, and when each of its rows is free.
+    queues: dict[str, tuple[str, list[float]]] = field(default_factory=dict)
+    # Kind of work → when the next probe may go, while its breaker is open.
+    probes: dict[str, float] = field(default_factory=dict)
+    for_a_person: int = 0
+    asked_at: float = 0.0
+
+    def due(self, now: float) -> dict[str, Due]:
+        """By the queue's name. While a breaker is open, its queue's rows wait for the next probe."""
+        # Each statement moves the database's clock on a little, past the one that everybody looks at.
+        now = max(round(now, 6), self.asked_at)
+        found = {}
+        for name, (work, free_at) in self.queues.items():
+            claimable = sum(moment <= now for moment in free_at)
+            found[name] = Due(claimable, min((moment for moment in free_at if moment > now), default=None))
+            if claimable and self.probes.get(work, 0) > now:
+                found[name] = Due(0, self.probes[work])
+        return found
+
+
+def ask(queues: Iterable[Any]) -> Held:
     conditions = {queue.name: queue.due for queue in queues}
     rows = Cursor(connection.connection).execute(_question(tuple(conditions.items())), prepare=True).fetchall()
-    found = {name: Due(now, next_at) for name, _, now, next_at in rows if name != BREAKER}
-    # While a breaker is open, its queue's rows wait for the next probe.
-    for _, work, may_probe, probe_at in (row for row in rows if row[0] == BREAKER):
-        for name, due in conditions.items():
-            if due.work == work and found[name].now and not may_probe:
-                found[name] = Due(0, probe_at)
-    return found
+    held = Held(queues={name: (due.work, []) for name, due in conditions.items()})
+    for what, detail, number in rows:
+        if what == CLOCK:
+            held.asked_at = number
+        elif what == PERMANENTLY_FAILED:
+            held.for_a_person = int(number)
+        elif what == BREAKER:
+            held.probes[detail] = number
+        else:
+            held.queues[what][1].append(number)
+    return held
 
 
 @cache
 def _question(queues: tuple[tuple[str, Any], ...]) -> str:
-    now = "(SELECT last_value / 1e6 FROM simclock.micros)::float8"
     parts = [
         f"""
-        SELECT '{name}', '', count(*) FILTER (WHERE free_at <= {now}), min(free_at) FILTER (WHERE free_at > {now})
-        FROM (
-            SELECT extract(epoch FROM GREATEST(next_retry_at, lease_expires_at))::float8 AS free_at
-            FROM {due.model._meta.db_table} WHERE {due.condition}
-        ) AS rows
+        SELECT '{name}', '', extract(epoch FROM GREATEST(next_retry_at, lease_expires_at))::float8
+        FROM {due.model._meta.db_table} WHERE {due.condition}
         """  # noqa: S608 - constants of the program
         for name, due in queues
     ]
+    clock = f"SELECT '{CLOCK}', '', (last_value / 1e6)::float8 FROM simclock.micros"  # noqa: S608 - constants of this module
     probes = f"""
-        SELECT '{BREAKER}', work, (extract(epoch FROM next_probe_at) <= {now})::int,
-            extract(epoch FROM next_probe_at)::float8
+        SELECT '{BREAKER}', work, extract(epoch FROM next_probe_at)::float8
         FROM marketplace_circuitbreaker WHERE opened_at IS NOT NULL
     """  # noqa: S608 - constants of this module
     for_a_person = f"""
-        SELECT '{PERMANENTLY_FAILED}', '', count(*), NULL::float8
+        SELECT '{PERMANENTLY_FAILED}', '', count(*)::float8
         FROM marketplace_sellertransfer WHERE status = 'permanently_failed'
     """  # noqa: S608 - constants of this module
-    return " UNION ALL ".join([*parts, probes, for_a_person])
+    return " UNION ALL ".join([*parts, clock, probes, for_a_person])

@@ -38,6 +38,8 @@ class Life:
         self.processes: list[hosts.Process] = []
         self._started = 0
         self._for_a_person = 0
+        self._held = due.Held()
+        self._held_at = -1
         self._retried: Counter[int] = Counter()
 
     def run(self) -> None:
@@ -176,8 +178,8 @@ class Life:
         """Until the next thing happens: the only way in which time passes, but for jumps."""
         times = [self.scheduler.next_wake(), self.scene.wire.next_arrival(), self.scene.simulator.core.world.next_due()]
         times += [letter.arrives_at for letter in self.mail.letters]
-        if not self.scheduler.tasks:
-            times += [each.next_at for each in (found or self._due()).values()]
+        # The end of a lease too: while one stands still, others take its rows over.
+        times += [each.next_at for each in (found or self._due()).values()]
         known = [moment for moment in times if moment is not None and moment > self.clock.now]
         self._move_to(min(known) if known else self.clock.now + 60)
 
@@ -230,9 +232,11 @@ class Life:
         return moment if moment > self.clock.now else None
 
     def _due(self) -> dict[str, Due]:
-        found = due.ask(watched.queue for process in self.processes for watched in process.queues)
-        self._for_a_person = found.pop(due.PERMANENTLY_FAILED).now
-        return found
+        if self._held_at != self.scheduler.writes:
+            self._held = due.ask(watched.queue for process in self.processes for watched in process.queues)
+            self._held_at = self.scheduler.writes
+            self._for_a_person = self._held.for_a_person
+        return self._held.due(self.clock.now)
 
     # --- Quiet --------------------------------------------------------------------------------------------------------
 
@@ -269,7 +273,10 @@ class Life:
         for _ in range(QUIET_ROUNDS):
             self._run_all()
             while self.mail.letters:
-                self.mail.take(self.chance.choice(self.mail.letters))
+                letter = self.chance.choice(self.mail.letters)
+                if letter.attempts > QUIET_ROUNDS:
+                    raise Stuck(f"{letter.event['type']} is never taken")
+                self.mail.take(letter)
                 self._run_all()
             self._replace_dead()
             found = self._due()

@@ -54,7 +54,7 @@ def profile(seed: int) -> Profile:
             switch_in_transaction=now_and_then(0.6, 0.3),
             crash=now_and_then(0.6, 0.03),
             stall=now_and_then(0.4, 0.02),
-            database=now_and_then(0.3, 0.02),
+            database=now_and_then(0.4, 0.03),
             longest_stall=chance.choice([60.0, 900.0, 2400.0]),
         ),
         weather=Weather(
@@ -70,7 +70,7 @@ def profile(seed: int) -> Profile:
         concurrency=chance.choice([1, 2]),
         batch_size=chance.choice([1, 2, 8]),
         has_allowance=chance.random() < 0.15,
-        decisions=chance.choice([60, 120, 200]),
+        decisions=chance.choice([40, 80, 150]),
         jumps=now_and_then(0.5, 0.06),
         outages=now_and_then(0.3, 0.05),
         by_hand=now_and_then(0.2, 0.15),

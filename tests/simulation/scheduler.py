@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NoReturn
 
+import psycopg
 from django.db import OperationalError, connection, connections
 from psycopg.errors import DeadlockDetected
 from psycopg.pq import TransactionStatus
@@ -30,6 +31,9 @@ HANGS_AFTER = 30.0
 # Real seconds until the database is asked whether the running task waits for the parked one's lock.
 ASK_AFTER = 0.004
 WRONG_TIME = re.compile(r"\b(now|transaction_timestamp)\(|\bcurrent_(timestamp|date|time)|\blocaltime", re.IGNORECASE)
+TABLE = re.compile(r"(?:marketplace|auth)_(\w+)")
+WRITTEN = re.compile(r'\b(INSERT INTO|UPDATE|DELETE FROM) "?(?:marketplace|auth)_(\w+)')
+LOCKED = re.compile(r"\bFOR (NO KEY )?UPDATE\b")
 READY, RUNNING, DONE = "ready", "running", "done"
 
 
@@ -76,6 +80,8 @@ class Task:
     error: BaseException | None = None
     result: Any = None
     requests: list[tuple[str, str]] = field(default_factory=list)
+    # What happens when its request's bytes go out.
+    departure: Callable[[], None] | None = None
     # It was told that a commit failed that had not.
     lost_a_commit: bool = False
 
@@ -150,6 +156,8 @@ class Scheduler:
         self.trace: list[tuple[float, str, str]] = []
         self.counts: Counter[str] = Counter()
         self.in_transaction: Task | None = None
+        # Statements and commits so far: while there are no more, the tables are as they were.
+        self.writes = 0
         self.is_quiet = False
         self.breaches: list[str] = []
         self.on_line: Callable[[float, str, str], None] | None = None
@@ -350,14 +358,15 @@ class Scheduler:
 
     def _lose_database(self) -> None:
         _undo()
-        raise OperationalError("simulated: server closed the connection unexpectedly")
+        raise psycopg.OperationalError("simulated: server closed the connection unexpectedly")
 
     # --- Around the database ------------------------------------------------------------------------------------------
 
-    def around_statement(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    def around_statement(self, execute: Callable[[], Any], sql: Any) -> Any:
         task = current()
         if task is None or task.is_calm:
-            return execute(sql, params, many, context)
+            self.writes += 1
+            return execute()
         label = described(sql)
         if asks_for_the_wrong_time(sql):
             self.breaches.append(f"not by the time of the statement: {label}")
@@ -365,10 +374,10 @@ class Scheduler:
         may_park = "requestallowance" not in label
         self.point(label, may_park=may_park, database=True)
         try:
-            result = execute(sql, params, many, context)
-        except OperationalError as error:
-            if isinstance(error.__cause__, DeadlockDetected):
-                self.breaches.append(f"6: deadlock: {task.name}, {label}")
+            result = execute()
+            self.writes += 1
+        except DeadlockDetected:
+            self.breaches.append(f"6: deadlock: {task.name}, {label}")
             raise
         if label.startswith("ROLLBACK TO"):
             # Some of its locks are free already.
@@ -377,7 +386,7 @@ class Scheduler:
             # Committed, and nobody may have heard.
             try:
                 self.point(f"{label} done", may_park=may_park, database=True)
-            except OperationalError:
+            except psycopg.OperationalError:
                 task.lost_a_commit = True
                 raise
         return result
@@ -386,15 +395,20 @@ class Scheduler:
         task = current()
         if task is None or task.is_calm:
             commit()
+            self.writes += 1
             return
-        self.point("commit", database=True)
-        commit()
-        self._make_way_for_others(task)
         try:
-            self.point("committed", database=True, may_park=False)
-        except OperationalError:
-            task.lost_a_commit = True
-            raise
+            self.point("commit", database=True)
+            commit()
+            self.writes += 1
+            self._make_way_for_others(task)
+            try:
+                self.point("committed", database=True, may_park=False)
+            except psycopg.OperationalError:
+                task.lost_a_commit = True
+                raise
+        except psycopg.OperationalError as error:
+            raise OperationalError(*error.args) from error
 
     def around_rollback(self, rollback: Callable[[], None]) -> None:
         rollback()
@@ -461,6 +475,7 @@ def connect(scheduler: Scheduler | None) -> None:
             raw.commit()
         if scheduler is not None:
             _local.crew.backend_pid = raw.info.backend_pid
+            raw.cursor_factory = _watched(raw.cursor_factory, scheduler)
 
     wrapper.init_connection_state = init_connection_state  # type: ignore[method-assign]
     connections["default"] = wrapper
@@ -469,22 +484,35 @@ def connect(scheduler: Scheduler | None) -> None:
     commit, rollback = wrapper.commit, wrapper.rollback
     wrapper.commit = lambda: scheduler.around_commit(commit)  # type: ignore[method-assign]
     wrapper.rollback = lambda: scheduler.around_rollback(rollback)  # type: ignore[method-assign]
-    wrapper.execute_wrappers.append(scheduler.around_statement)
+
+
+def _watched(cursor: Any, scheduler: Scheduler) -> Any:
+    """Of the driver's cursors, and not by Django's wrappers: some of the program's statements go past these."""
+
+    class Watched(cursor):  # type: ignore[misc]
+        def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+            return scheduler.around_statement(lambda: cursor.execute(self, query, params, **options), query)
+
+    return Watched
 
 
 @cache
 def described(sql: Any) -> str:
-    """The statement in a few words."""
+    """The statement, or those that go together, in a few words."""
     words = " ".join(str(sql).split())
     if "SAVEPOINT" in words:
         return words.partition('"')[0].strip()
-    for marker in ("marketplace_", "auth_"):
-        if marker in words:
-            table = words.partition(marker)[2].partition('"')[0].partition(" ")[0].strip(',();"')
-            verb = next((each for each in ("UPDATE", "INSERT", "DELETE") if each in words), "SELECT")
-            locked = " FOR UPDATE" if "FOR UPDATE" in words and verb == "SELECT" else ""
-            return f"{verb} {table}{locked}"
-    return words[:40]
+    found = [_described(each) for each in words.split("; ") if TABLE.search(each)]
+    return ", ".join(found) or words[:40]
+
+
+def _described(words: str) -> str:
+    written = WRITTEN.search(words)
+    if written:
+        return f"{written[1].split()[0]} {written[2]}"
+    table = TABLE.search(words)
+    assert table is not None
+    return f"SELECT {table[1]}" + (" and lock" if LOCKED.search(words) else "")
 
 
 @cache

@@ -12,7 +12,6 @@ import urllib3
 from django.conf import settings
 from django.db import connection
 
-from marketplace.gateway.stripe_api import endpoint_of
 from tests.simulation.scheduler import Crash, Scheduler, current, is_in_transaction
 
 Send = Callable[[], Any]
@@ -61,8 +60,8 @@ class Asked:
     method: str
     path: str
     subject: str
-    status: int | None
-    trouble: str
+    status: int | None = None
+    trouble: str = ""
     is_outage: bool = False
 
 
@@ -119,42 +118,63 @@ class Wire:
 
     # --- By the tasks -------------------------------------------------------------------------------------------------
 
-    def request(self, send: Send, method: str, url: str, body: Any) -> Any:
+    def request(self, send: Send, send_late: Send, method: str, url: str, body: Any) -> Any:
+        """One request and its answer. The bytes go out in ``depart``, which ``send`` comes to: up to there the program
+        may still think better of it. ``send_late`` sends them without asking anybody.
+        """
         task, scheduler = current(), self.scheduler
         if task is None or task.is_calm:
             return send()
         self._require_no_transaction(url)
         what = f"{method.upper()} {urlsplit(url).path}"
         scheduler.point(f"→ {what}")
-        asked = Asked(scheduler.clock.now, method.upper(), urlsplit(url).path, subject_of(url, body), None, "")
-        self.asked.append(asked)
-        task.requests.append((method.upper(), urlsplit(url).path))
-        fault = self._fault(asked, endpoint_of(method, url))
-        asked.trouble = fault
-        if fault:
-            self.counts[f"fault: {fault}"] += 1
-        self._travel(send, asked, fault)
+        asked = Asked(0.0, method.upper(), urlsplit(url).path, subject_of(url, body))
         try:
-            answer = self._sent(send, fault)
+            answer = self._sent(send, lambda: self._depart(asked, send_late))
         except urllib3.exceptions.HTTPError:
-            scheduler.note(f"{what} has no answer ({fault})")
+            scheduler.note(f"{what} has no answer ({asked.trouble})")
             # At once where the connection broke, or after all of the timeout.
-            if scheduler.random.random() < 0.5 and not self.is_quiet:
+            if asked.trouble != "arrives_late" and scheduler.random.random() < 0.5 and not self.is_quiet:
                 scheduler.sleep(settings.STRIPE_READ_TIMEOUT.total_seconds())
             scheduler.point(f"← {what}")
             raise
         asked.status = answer.status
-        scheduler.note(f"{what} is {answer.status}" + (f" ({fault})" if fault else ""))
+        scheduler.note(f"{what} is {answer.status}" + (f" ({asked.trouble})" if asked.trouble else ""))
         if not self.is_quiet:
             scheduler.sleep(self._seconds())
         scheduler.point(f"← {what}")
         return answer
 
+    def _sent(self, send: Send, departure: Callable[[], None]) -> Any:
+        task = current()
+        assert task is not None
+        task.departure = departure
+        try:
+            return send()
+        finally:
+            # Before anybody else goes on: what Stripe is to do to this request, it does to no other.
+            task.departure = None
+            self.simulator.faults.clear()
+
+    def _depart(self, asked: Asked, send_late: Send) -> None:
+        """Until it is at Stripe, and what Stripe is asked to do to it is known there: nobody goes on in between."""
+        task = current()
+        assert task is not None
+        asked.at = self.scheduler.clock.now
+        self.asked.append(asked)
+        task.requests.append((asked.method, asked.path))
+        fault = asked.trouble = self._fault(asked)
+        if fault:
+            self.counts[f"fault: {fault}"] += 1
+        self._travel(send_late, asked, fault)
+        if fault:
+            self.simulator.faults.add(**self._rule(fault))
+
     def _require_no_transaction(self, url: str) -> None:
         if connection.in_atomic_block or is_in_transaction():
             self.scheduler.breaches.append(f"7: a transaction is open while Stripe is called ({url})")
 
-    def _fault(self, asked: Asked, endpoint: str) -> str:
+    def _fault(self, asked: Asked) -> str:
         scheduler, weather = self.scheduler, self.weather
         if self.is_quiet:
             return ""
@@ -192,8 +212,6 @@ class Wire:
             arrives_at = scheduler.clock.now + patience + scheduler.random.random() * self.weather.latest_effect
             self.late.append(Late(arrives_at, send, what))
             scheduler.sleep(patience)
-            scheduler.note(f"{what} has no answer (arrives late)")
-            scheduler.point(f"← {what}")
             raise urllib3.exceptions.TimeoutError("simulated: no answer in time")
         seconds = self._seconds() / 2
         if not seconds:
@@ -205,16 +223,6 @@ class Wire:
                 arrives_at = scheduler.clock.now + scheduler.random.random() * self.weather.latest_effect
                 self.late.append(Late(arrives_at, send, what))
             raise
-
-    def _sent(self, send: Send, fault: str) -> Any:
-        """The request itself, real HTTP; with what the simulator is asked to do to it."""
-        if not fault:
-            return send()
-        self.simulator.faults.add(**self._rule(fault))
-        try:
-            return send()
-        finally:
-            self.simulator.faults.clear()
 
     def _rule(self, fault: str) -> dict[str, Any]:
         chance = self.scheduler.random
@@ -251,10 +259,29 @@ def subject_of(url: str, body: Any) -> str:
 @contextmanager
 def through(wire: Wire) -> Iterator[None]:
     """All requests of the gateway go this way."""
-    real = urllib3.PoolManager.request
+    ask, send = urllib3.PoolManager.request, urllib3.connection.HTTPConnection.request
+    plain = urllib3.PoolManager(retries=False)
 
     def request(pool: Any, method: str, url: str, **options: Any) -> Any:
-        return wire.request(lambda: real(pool, method, url, **options), method, url, options.get("body"))
+        return wire.request(
+            lambda: ask(pool, method, url, **options),
+            lambda: ask(plain, method, url, **options),
+            method,
+            url,
+            options.get("body"),
+        )
 
-    with patch.object(urllib3.PoolManager, "request", request):
-        yield
+    def depart(connection: Any, *args: Any, **options: Any) -> None:
+        task = current()
+        if task is not None and task.departure is not None:
+            task.departure()
+        send(connection, *args, **options)
+
+    with (
+        patch.object(urllib3.PoolManager, "request", request),
+        patch.object(urllib3.connection.HTTPConnection, "request", depart),
+    ):
+        try:
+            yield
+        finally:
+            plain.clear()
