@@ -174,6 +174,11 @@ def _transfer(books: Audit, stripe: Stripe, row: dict[str, Any], reversals: list
         books.check(proof in done, f"3: {name}: {proof} is no reversal of it at Stripe")
         if proof in done:
             books.check(done[proof]["amount"] == each["amount"], f"1: {name}: {proof} has another amount at Stripe")
+            whose = done[proof]["metadata"].get("operation_id")
+            books.check(
+                whose == (None if each["cause"] == "seen_at_stripe" else str(each["operation_id"])),
+                f"3: {name}: reversal {each['id']} has {proof} for its proof, which is of operation {whose}",
+            )
     for proof, each in done.items():
         made_by_us = "operation_id" in each["metadata"]
         books.check(

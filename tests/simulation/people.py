@@ -185,7 +185,9 @@ class People:
             return
         row = scene.chance.choice(found)
         left = row["amount"] - row["amount_reversed"]
-        amount = scene.chance.choice([left, scene.chance.randint(1, left)])
+        # Often what our program is just going to take, too: somebody was quicker, or thought it had been forgotten.
+        owed = [amount for amount in self._owed(row["id"]) if amount <= left]
+        amount = scene.chance.choice([left, scene.chance.randint(1, left), *owed, *owed])
         try:
             made = scene.simulator.create_reversal(row["id"], amount)
         except StripeError as error:
@@ -194,6 +196,19 @@ class People:
         self.reversed_by_hand.add(made["id"])
         scene.counts["reversals by hand"] += 1
         scene.note(f"by hand: {made['id']} takes {amount} of {row['id']}")
+
+    @staticmethod
+    def _owed(stripe_transfer_id: str) -> list[int]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT reversal.amount FROM marketplace_transferreversal AS reversal
+                JOIN marketplace_sellertransfer AS transfer ON transfer.id = transfer_id
+                WHERE stripe_transfer_id = %s AND reversal.status = 'pending' ORDER BY reversal.id
+                """,
+                [stripe_transfer_id],
+            )
+            return [row[0] for row in cursor.fetchall()]
 
     @staticmethod
     def permanently_failed() -> list[int]:
