@@ -444,15 +444,15 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
 
 
 def account_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> AccountFacts:
-    """Without ``seen_at`` the facts are those of the account's creation: Stripe's clock, as the events'. Raises as
-    ``payment_facts``.
+    """Without ``seen_at`` the facts are those of the account's creation: Stripe's clock, as the events'. An account need
+    not tell it: then every event is newer. Raises as ``payment_facts``.
     """
     capabilities = body.get("capabilities") or {}
     return AccountFacts(
         stripe_account_id=_text(body["id"]),
         transfers_capability=_text(capabilities.get("transfers", "unrequested")),
         payouts_enabled=_truth(body.get("payouts_enabled", False)),
-        seen_at=seen_at or _time(body["created"]),
+        seen_at=seen_at or _time(body.get("created", 0)),
     )
 
 
