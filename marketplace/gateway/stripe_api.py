@@ -444,8 +444,8 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
 
 
 def account_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> AccountFacts:
-    """Without ``seen_at`` the facts are those of the account's creation: Stripe's clock, as the events'. An account need
-    not tell it: then every event is newer. Raises as ``payment_facts``.
+    """Without ``seen_at`` the facts are those of the account's creation, by Stripe's clock as the events are. Where it
+    is not told, every event is newer. Raises as ``payment_facts``.
     """
     capabilities = body.get("capabilities") or {}
     return AccountFacts(
