@@ -76,6 +76,9 @@ class Task:
     in_transaction: bool = False
     # Somebody waits for its locks: it goes on until its transaction ends.
     forced: bool = False
+    blocked: "Task | None" = None
+    # Set once whoever held the lock stands still again: until then two would go on at once.
+    may_go: threading.Event | None = None
     crashed: bool = False
     error: BaseException | None = None
     result: Any = None
@@ -248,6 +251,9 @@ class Scheduler:
                 continue
             running.discard(arrived)
             back.append(arrived)
+            if arrived.blocked is not None and arrived.blocked.may_go is not None:
+                arrived.blocked.may_go.set()
+                arrived.blocked = None
         for each in sorted(back, key=lambda each: each is task):
             if each.state == RUNNING:
                 self._ended(each)
@@ -256,7 +262,8 @@ class Scheduler:
         self.counts["waited for a lock"] += 1
         self.note("waits for a lock", blocked)
         self.in_transaction = None
-        holder.forced, holder.state = True, RUNNING
+        holder.forced, holder.state, holder.blocked = True, RUNNING, blocked
+        blocked.may_go = threading.Event()
         assert holder.crew is not None
         holder.crew.inbox.put(True)
 
@@ -379,6 +386,10 @@ class Scheduler:
         except DeadlockDetected:
             self.breaches.append(f"6: deadlock: {task.name}, {label}")
             raise
+        finally:
+            if task.may_go is not None:
+                task.may_go.wait(HANGS_AFTER)
+                task.may_go = None
         if label.startswith("ROLLBACK TO"):
             # Some of its locks are free already.
             self._make_way_for_others(task)
