@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from marketplace import deadline, throttle
 from marketplace.errors import NotNow
-from marketplace.gateway import stripe_api
+from marketplace.gateway import http_client, stripe_api
 from marketplace.gateway.contract import BalanceRetrieved, Postponed, RateLimited, ReversalsListed
 from marketplace.models import CircuitBreaker, RequestAllowance
 from tests.conftest import plain_parameters
@@ -375,10 +375,10 @@ def test_a_turn_that_is_not_to_be_had_again_sends_nothing(simulator: Any) -> Non
 
 def test_connecting_uses_up_no_turn(simulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
-    connect = stripe_api.HTTPConnection.connect
-    require = stripe_api._Turn.require
-    monkeypatch.setattr(stripe_api.HTTPConnection, "connect", lambda self: (steps.append("connect"), connect(self)))
-    monkeypatch.setattr(stripe_api._Turn, "require", lambda self: (steps.append("turn"), require(self)))
+    connect = http_client.HTTPConnection.connect
+    require = http_client.Turn.require
+    monkeypatch.setattr(http_client.HTTPConnection, "connect", lambda self: (steps.append("connect"), connect(self)))
+    monkeypatch.setattr(http_client.Turn, "require", lambda self: (steps.append("turn"), require(self)))
     calling = stripe_api.connect(gate=Counting())
     for _ in range(2):
         assert isinstance(calling.retrieve_balance(), BalanceRetrieved)

@@ -11,7 +11,7 @@ import stripe
 import urllib3
 
 from marketplace import throttle
-from marketplace.gateway import stripe_api
+from marketplace.gateway import http_client, stripe_api
 from marketplace.gateway.contract import (
     AccountCreated,
     AlreadyReversed,
@@ -376,7 +376,7 @@ def test_without_an_address_it_is_stripe_itself(monkeypatch: pytest.MonkeyPatch)
         asked.append(url)
         raise stripe.APIConnectionError("not from here")
 
-    monkeypatch.setattr(stripe_api._GatedClient, "request", request)
+    monkeypatch.setattr(http_client.GatedClient, "request", request)
     real = stripe_api.StripeGateway(api_key="sk_test_x", api_base="", connect_timeout=2.0, read_timeout=5.0)
     real.retrieve_transfer("tr_1")
     assert asked == ["https://api.stripe.com/v1/transfers/tr_1"]
@@ -462,7 +462,7 @@ def test_the_environments_proxy_is_used(
         monkeypatch.delenv(name.lower(), raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    pool = stripe_api._GatedClient(api_base="", timeout=(1.0, 1.0), gate=None)._pool
+    pool = http_client.GatedClient(api_base="", timeout=(1.0, 1.0), gate=None)._pool
     assert isinstance(pool, urllib3.ProxyManager) == proxied
     if proxied:
         assert (pool.proxy.host, pool.proxy_headers.get("proxy-authorization")) == ("proxy.example", login)
@@ -473,7 +473,7 @@ def test_what_postgresql_cannot_hold_is_replaced() -> None:
 
 
 def test_a_closed_gateway_opens_its_connections_anew(simulator: Any) -> None:
-    client = stripe_api._GatedClient(api_base=simulator.url, timeout=(2.0, 5.0), gate=None)
+    client = http_client.GatedClient(api_base=simulator.url, timeout=(2.0, 5.0), gate=None)
     headers = {"Authorization": "Bearer sk_test_x"}
     for _ in range(2):
         body, status, _ = client.request("get", f"{simulator.url}/v1/balance", headers)
