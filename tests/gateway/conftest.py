@@ -1,11 +1,13 @@
 """A server that answers what a test tells it, for what the simulator would never say, and the calls to make."""
 
 import json
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ LIST_REVERSALS = "GET /v1/transfers/{id}/reversals"
 OPERATION = uuid.UUID("11111111-2222-4333-8444-555555555555")
 KEY = f"{OPERATION}:1"
 SECRET_KEY = "sk_test_ForTestsOnly"
+# For 127.0.0.1, signed by itself, with its key.
+CERTIFICATE = Path(__file__).with_name("loopback.pem")
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Said:
 class ScriptedServer:
     """Answers every request with ``says``; remembers what was asked, and over how many connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, certificate: Path | None = None) -> None:
         self.says: Said | Callable[[Asked], Said] = Said()
         self.asked: list[Asked] = []
         self.connections = 0
@@ -73,6 +77,11 @@ class ScriptedServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
