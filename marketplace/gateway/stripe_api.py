@@ -319,12 +319,12 @@ def account_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -
     """Without ``seen_at`` the facts are those of the account's creation, by Stripe's clock as the events are. Where it
     is not told, every event is newer. Raises as ``payment_facts``.
     """
-    capabilities = body.get("capabilities") or {}
+    capabilities, created = body.get("capabilities") or {}, body.get("created")
     return AccountFacts(
         stripe_account_id=_text(body["id"]),
         transfers_capability=_text(capabilities.get("transfers", "unrequested")),
         payouts_enabled=_truth(body.get("payouts_enabled", False)),
-        seen_at=seen_at or _time(body.get("created", 0)),
+        seen_at=seen_at or _time(0 if created is None else created),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -326,6 +327,14 @@ def test_what_stripe_may_leave_out_is_not_needed(name: str, scripted: ScriptedSe
     assert not isinstance(CALLS[name](to_scripted), contract._Failure)
 
 
+@pytest.mark.parametrize("told", [{}, {"created": None}])
+def test_an_account_that_does_not_tell_when_it_was_created_is_older_than_any_event(
+    told: dict[str, Any], scripted: ScriptedServer, to_scripted: Any
+) -> None:
+    scripted.says_json(ACCOUNT | told)
+    assert CALLS["create_account"](to_scripted).account.seen_at == datetime.fromtimestamp(0, tz=UTC)
+
+
 def test_an_expanded_object_counts_as_its_id(scripted: ScriptedServer, to_scripted: Any) -> None:
     scripted.says_json(PAYMENT | {"latest_charge": {"id": "ch_1", "object": "charge"}})
     assert CALLS["create_payment"](to_scripted).payment.stripe_charge_id == "ch_1"
@@ -364,6 +373,8 @@ def test_an_expanded_object_counts_as_its_id(scripted: ScriptedServer, to_script
         ("create_account", {"capabilities": ["transfers"]}),
         ("create_account", {"capabilities": {"transfers": None}}),
         ("create_account", {"payouts_enabled": "false"}),
+        ("create_account", {"created": "yesterday"}),
+        ("create_account", {"created": False}),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else value,
 )
