@@ -6,7 +6,9 @@ from django.http import HttpRequest, HttpResponse
 
 from marketplace.api.webhooks import stripe_webhook
 
-PATHS = frozenset({"/webhooks/stripe", "/webhooks/stripe/"})
+# Without the slash too: Stripe takes a redirect for a failure.
+WEBHOOK_ROUTES = ("webhooks/stripe", "webhooks/stripe/")
+PATHS = frozenset(f"/{route}" for route in WEBHOOK_ROUTES)
 
 
 def webhooks_at_once(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
