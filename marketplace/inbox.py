@@ -9,9 +9,10 @@ from typing import Any
 import structlog
 from django.db import OperationalError, connection, transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import DATABASE_TROUBLE, AlreadyThere, MalformedEvent, UnknownOrder
+from marketplace.errors import DATABASE_TROUBLE, AlreadyThere, MalformedEvent, NotAllowedNow, UnknownOrder
 from marketplace.gateway import stripe_api
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
@@ -46,7 +47,9 @@ def receive(event: IncomingEvent) -> WebhookEvent:
         row = _receive(event)
     except AlreadyThere:
         WEBHOOK_EVENTS.labels(outcome="duplicate").inc()
-        return WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
+        row = WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
+        row.was_there = True
+        return row
     WEBHOOK_EVENTS.labels(outcome=row.status).inc()
     logger.info("webhook_event", event_id=row.stripe_event_id, type=row.type, status=row.status, outcome=row.outcome)
     return row
@@ -109,6 +112,30 @@ def apply_again(claimed: WebhookEvent) -> WebhookEvent:
         row = leases.held(WebhookEvent, claimed.pk, claimed.lease_token)
         _apply(row)
     logger.info("webhook_event_again", event_id=row.stripe_event_id, type=row.type, status=row.status)
+    return row
+
+
+def replay(*, event_id: int, actor: str, reason: str) -> WebhookEvent:
+    """Apply an event that failed or was ignored once more, because a person wants it; committed on return.
+
+    It ends as anything that is received: applied, ignored, or failed with its error and a fresh budget of tries.
+
+    Raises:
+        NotAllowedNow: it was applied, or a worker has it in hand.
+
+    """
+    with transaction.atomic(durable=True):
+        row = WebhookEvent.locked(event_id)
+        if row.status == EventStatus.PROCESSED:
+            raise NotAllowedNow(f"{row} is processed: only one that failed or was ignored can be replayed")
+        if WebhookEvent.objects.filter(pk=row.pk, lease_expires_at__gt=Now()).exists():
+            raise NotAllowedNow(f"{row} is in a worker's hands just now")
+        fresh = {"retry_count": 0, "next_retry_at": None, **leases.RELEASED}
+        row.transition(
+            EventStatus.PROCESSED, reason=reason, actor=actor, replay_count=row.replay_count + 1, outcome="", **fresh
+        )
+        _apply(row)
+    logger.info("webhook_event_replayed", event_id=row.stripe_event_id, type=row.type, status=row.status, actor=actor)
     return row
 
 

@@ -48,8 +48,8 @@ MOVED_BY = {
     "OrderStatus.PARTIALLY_REFUNDED": "its refunds",
     "OrderStatus.REFUNDED": "a refund that fails after it had succeeded",
     "EventStatus.PROCESSED": "nobody: the steps out of it belong to the transaction that wrote it",
-    "EventStatus.IGNORED": "its payment's event, where it was an early refund",
-    "EventStatus.FAILED": "reversal worker, while it has a next time; its payment's event",
+    "EventStatus.IGNORED": "an operator's replay; its payment's event, where it was an early refund",
+    "EventStatus.FAILED": "reversal worker, while it has a next time; its payment's event; an operator's replay",
 }
 
 SECTIONS: list[tuple[str, str, type[TextChoices], Transitions]] = [

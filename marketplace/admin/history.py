@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.admin.base import OwnedInline, label
-from marketplace.states import RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import EventStatus, RefundStatus, ReversalStatus, TransferStatus
 
 
 class HistoryInline(OwnedInline):
@@ -87,3 +87,12 @@ class RefundHistoryInline(WorkHistoryInline):
 class ReversalHistoryInline(HistoryInline):
     model = apps.get_model("marketplace", "TransferReversalHistory")
     statuses = ReversalStatus
+
+
+class EventHistoryInline(HistoryInline):
+    """Empty before a person has it replayed."""
+
+    model = apps.get_model("marketplace", "WebhookEventHistory")
+    statuses = EventStatus
+    fields = ("when", "step", "actor", "reason")
+    readonly_fields = fields

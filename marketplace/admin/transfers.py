@@ -2,11 +2,8 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -18,8 +15,9 @@ from unfold.contrib.filters.admin import (
 )
 from unfold.decorators import action
 from unfold.enums import ActionVariant
-from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
+from unfold.widgets import UnfoldAdminTextInputWidget
 
+from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link, money, yes_no
 from marketplace.admin.history import ReversalHistoryInline, TransferHistoryInline
 from marketplace.errors import MarketplaceError
@@ -27,20 +25,8 @@ from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import transfers
 from marketplace.states import ReversalStatus, TransferStatus
 
-# So many refusals stand one below the other on the next page.
-LARGEST_SELECTION = 200
 
-
-class RetryForm(forms.Form):
-    reason = forms.CharField(
-        label=_("Reason"),
-        max_length=500,
-        widget=UnfoldAdminTextareaWidget(attrs={"rows": 3}),
-        help_text=_("What has changed, so that it can work now. It stays in the history."),
-    )
-
-
-class TransferIdForm(RetryForm):
+class TransferIdForm(ReasonForm):
     stripe_transfer_id = forms.CharField(
         label=_("Stripe transfer"),
         max_length=255,
@@ -73,7 +59,7 @@ class ReversalInline(StatusAndMoney, ReadOnlyInline):
 
 
 @admin.register(SellerTransfer)
-class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
+class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     statuses = TransferStatus
     list_display = (
         "__str__",
@@ -194,16 +180,14 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
 
     @action(description=_("Retry selected transfers"), permissions=["retry"], icon="replay")
     def retry_selected(self, request: HttpRequest, rows: QuerySet[SellerTransfer]) -> HttpResponse | None:
-        chosen = list(rows.select_related("seller", "order").order_by("id")[: LARGEST_SELECTION + 1])
-        if len(chosen) > LARGEST_SELECTION:
-            message = gettext("Select at most %(count)s transfers at a time.")
-            self.message_user(request, message % {"count": LARGEST_SELECTION}, messages.ERROR)
+        chosen = self.chosen(request, rows.select_related("seller", "order"))
+        if not chosen:
             return None
-        form = RetryForm(request.POST if "apply" in request.POST else None)
+        form = ReasonForm(request.POST if "apply" in request.POST else None)
         if form.is_valid():
             self._retry(request, chosen, form.cleaned_data["reason"])
             return None
-        return self._ask(request, form, chosen, title=gettext("Retry transfers"), submit=gettext("Retry"))
+        return self.ask(request, form, chosen, title=gettext("Retry transfers"), submit=gettext("Retry"))
 
     @action(
         description=_("Retry"),
@@ -215,13 +199,13 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
     def retry_one(self, request: HttpRequest, object_id: int) -> HttpResponse:
         transfer = self.get_object(request, str(object_id))
         if transfer is None:
-            return self._back(request, None)
-        form = RetryForm(request.POST or None)
+            return self.back(None)
+        form = ReasonForm(request.POST or None)
         if form.is_valid():
             self._retry(request, [transfer], form.cleaned_data["reason"])
-            return self._back(request, transfer)
+            return self.back(transfer)
         title = gettext("Retry %(transfer)s") % {"transfer": transfer}
-        return self._ask(request, form, [transfer], title=title, submit=gettext("Retry"))
+        return self.ask(request, form, [transfer], title=title, submit=gettext("Retry"))
 
     @action(
         description=_("Enter the Stripe id"),
@@ -233,7 +217,7 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
     def enter_transfer_id(self, request: HttpRequest, object_id: int) -> HttpResponse:
         transfer = self.get_object(request, str(object_id))
         if transfer is None:
-            return self._back(request, None)
+            return self.back(None)
         form = TransferIdForm(request.POST or None)
         if form.is_valid():
             try:
@@ -246,9 +230,9 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
                 self.message_user(
                     request, gettext("The Stripe id is entered. Now it can be retried."), messages.SUCCESS
                 )
-                return self._back(request, transfer)
+                return self.back(transfer)
         title = gettext("Stripe id of %(transfer)s") % {"transfer": transfer}
-        return self._ask(request, form, [transfer], title=title, submit=gettext("Save"))
+        return self.ask(request, form, [transfer], title=title, submit=gettext("Save"))
 
     def _retry(self, request: HttpRequest, rows: list[SellerTransfer], reason: str) -> None:
         """Each row by itself: one that cannot be retried does not hold up the others."""
@@ -264,26 +248,14 @@ class SellerTransferAdmin(StatusAndMoney, ReadOnlyAdmin):
             text = ngettext("Transfer %(ids)s is due again.", "Transfers %(ids)s are due again.", len(done))
             self.message_user(request, text % {"ids": ", ".join(done)}, messages.SUCCESS)
 
-    def _ask(
-        self, request: HttpRequest, form: forms.Form, rows: list[SellerTransfer], *, title: str, submit: str
-    ) -> HttpResponse:
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.model._meta,
-            "title": title,
-            "form": form,
-            "rows": [(row, self.status_label(row), self.amount_shown(row)) for row in rows],
-            "submit_text": submit,
-            "action": request.POST.get("action", ""),
-            "checkbox_name": ACTION_CHECKBOX_NAME,
-            "back": reverse("admin:marketplace_sellertransfer_changelist"),
+    def asked_about(self, row: SellerTransfer) -> dict[str, Any]:
+        return {
+            gettext("Transfer"): row,
+            gettext("Status"): self.status_label(row),
+            gettext("Amount"): self.amount_shown(row),
+            gettext("Seller"): row.seller,
+            gettext("Last error"): row.last_error_code,
         }
-        return TemplateResponse(request, "admin/marketplace/ask.html", context)
-
-    def _back(self, _request: HttpRequest, transfer: SellerTransfer | None) -> HttpResponse:
-        if transfer is None:
-            return HttpResponseRedirect(reverse("admin:marketplace_sellertransfer_changelist"))
-        return HttpResponseRedirect(reverse("admin:marketplace_sellertransfer_change", args=[transfer.pk]))
 
 
 @admin.register(TransferReversal)

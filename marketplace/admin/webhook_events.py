@@ -1,20 +1,28 @@
 import json
 from typing import Any
 
-from django.contrib import admin
-from django.http import HttpRequest
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.decorators import action
+from unfold.enums import ActionVariant
 
+from marketplace import inbox
+from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import ReadOnlyAdmin, code, label, moment
+from marketplace.admin.history import EventHistoryInline
+from marketplace.errors import MarketplaceError
 from marketplace.models import WebhookEvent
 from marketplace.states import EventStatus
 
 
 @admin.register(WebhookEvent)
-class WebhookEventAdmin(ReadOnlyAdmin):
+class WebhookEventAdmin(Asking, ReadOnlyAdmin):
     list_display = ("event", "status_label", "type", "outcome", "due", "received")
     list_filter = (
         ("status", ChoicesCheckboxFilter),
@@ -40,7 +48,7 @@ class WebhookEventAdmin(ReadOnlyAdmin):
             _("The worker"),
             {
                 "fields": (
-                    ("retry_count", "next_retry_at"),
+                    ("retry_count", "next_retry_at", "replay_count"),
                     ("last_error_code", "last_error_at"),
                     "last_error_message",
                 )
@@ -48,7 +56,10 @@ class WebhookEventAdmin(ReadOnlyAdmin):
         ),
         (_("As Stripe signed it"), {"fields": ("payload_shown",)}),
     )
-    readonly_fields = ("status_label", "mode", "payload_shown")
+    readonly_fields = ("status_label", "mode", "payload_shown", "replay_count")
+    actions = ("replay_selected",)
+    actions_detail = ("replay_one",)
+    inlines = (EventHistoryInline,)
 
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).defer("payload")
@@ -73,3 +84,63 @@ class WebhookEventAdmin(ReadOnlyAdmin):
     def payload_shown(self, event: WebhookEvent) -> SafeString:
         text = json.dumps(event.payload, indent=2, ensure_ascii=False)
         return format_html('<pre class="font-mono text-xs whitespace-pre-wrap break-words">{}</pre>', text)
+
+    # --- What an operator may do ----------------------------------------------------------------------------
+
+    def has_replay_permission(self, request: HttpRequest, _object_id: Any = None) -> bool:
+        return self.has_view_permission(request) and request.user.has_perm("marketplace.replay_webhookevent")
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
+        """Only where it could do something."""
+        event = self.get_object(request, str(object_id))
+        if event is None or event.status == EventStatus.PROCESSED:
+            return []
+        return super().get_actions_detail(request, object_id)
+
+    @action(description=_("Replay selected events"), permissions=["replay"], icon="replay")
+    def replay_selected(self, request: HttpRequest, rows: QuerySet[WebhookEvent]) -> HttpResponse | None:
+        chosen = self.chosen(request, rows)
+        if not chosen:
+            return None
+        form = ReasonForm(request.POST if "apply" in request.POST else None)
+        if form.is_valid():
+            self._replay(request, chosen, form.cleaned_data["reason"])
+            return None
+        return self.ask(request, form, chosen, title=gettext("Replay webhook events"), submit=gettext("Replay"))
+
+    @action(
+        description=_("Replay"),
+        permissions=["replay"],
+        url_path="replay_one",
+        icon="replay",
+        variant=ActionVariant.PRIMARY,
+    )
+    def replay_one(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        event = self.get_object(request, str(object_id))
+        if event is None:
+            return self.back(None)
+        form = ReasonForm(request.POST or None)
+        if form.is_valid():
+            self._replay(request, [event], form.cleaned_data["reason"])
+            return self.back(event)
+        title = gettext("Replay %(event)s") % {"event": event}
+        return self.ask(request, form, [event], title=title, submit=gettext("Replay"))
+
+    def asked_about(self, row: WebhookEvent) -> dict[str, Any]:
+        return {
+            gettext("Event"): row,
+            gettext("Status"): self.status_label(row),
+            gettext("Type"): row.type,
+            gettext("Outcome"): row.outcome,
+        }
+
+    def _replay(self, request: HttpRequest, rows: list[WebhookEvent], reason: str) -> None:
+        """Each by itself, and each says what became of it."""
+        for row in rows:
+            try:
+                now = inbox.replay(event_id=row.pk, actor=f"user:{request.user.get_username()}", reason=reason)
+            except MarketplaceError as refusal:
+                self.message_user(request, refusal.message, messages.WARNING)
+            else:
+                level = messages.SUCCESS if now.status == EventStatus.PROCESSED else messages.WARNING
+                self.message_user(request, f"{now}: {EventStatus(now.status).label}, {now.outcome}", level)

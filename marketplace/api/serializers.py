@@ -247,15 +247,21 @@ class WebhookEventSerializer(Shown):
             "stripe_created_at",
             "received_at",
             "outcome",
+            "replay_count",
             *WORK,
         )
 
 
 class WebhookEventDetailSerializer(WebhookEventSerializer):
     payload = serializers.DictField(help_text="The event as Stripe signed it. It may hold personal data.")
+    history = serializers.SerializerMethodField(help_text="From the first replay on; the newest entries first.")
 
     class Meta(WebhookEventSerializer.Meta):
-        fields = (*WebhookEventSerializer.Meta.fields, "payload")
+        fields = (*WebhookEventSerializer.Meta.fields, "payload", "history")
+
+    @extend_schema_field(HistorySerializer(many=True))
+    def get_history(self, event: WebhookEvent) -> Any:
+        return history(event)
 
 
 # --- Statistics ---------------------------------------------------------------------------------------------
@@ -302,5 +308,5 @@ class RefundRequestSerializer(StrictSerializer):
         return currency
 
 
-class RetryRequestSerializer(StrictSerializer):
-    reason = TextField(max_length=500, help_text="Why; it stays in the transfer's history.")
+class ReasonSerializer(StrictSerializer):
+    reason = TextField(max_length=500, help_text="Why; it stays in the row's history.")

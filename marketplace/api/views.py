@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from marketplace import selectors, throttle
+from marketplace import inbox, selectors, throttle
 from marketplace.api import access, filters, serializers
 from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
 from marketplace.api.schema import IDEMPOTENCY_KEY, problem
@@ -237,7 +237,7 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         summary="Resume a permanently failed transfer",
         description="Makes the leg that failed due now, with a fresh budget of retries. Needs the permission"
         " `marketplace.retry_sellertransfer`. Of two requests at once one is done and the other gets 409.",
-        request=serializers.RetryRequestSerializer,
+        request=serializers.ReasonSerializer,
         examples=[
             OpenApiExample("A reason", value={"reason": "the seller's account is open again"}, request_only=True)
         ],
@@ -258,7 +258,7 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     def retry(self, request: Request, pk: int) -> Response:
         transfer = get_object_or_404(self.get_queryset(), pk=pk)
         access.demand(request.user, "marketplace.retry_sellertransfer")
-        body = serializers.RetryRequestSerializer(data=request.data)
+        body = serializers.ReasonSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         transfers.retry(
             transfer_id=transfer.pk,
@@ -278,6 +278,39 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
     detail_serializer_class = serializers.WebhookEventDetailSerializer
     filterset_class = filters.WebhookEventFilter
     ordering_fields = ("id", "received_at")
+
+    @extend_schema(
+        summary="Apply a failed or ignored event again",
+        description="As though Stripe had just sent it; Stripe is not asked. The answer tells what became of it: it may"
+        " fail again, and then has a fresh budget of tries. Needs the permission `marketplace.replay_webhookevent`. Of"
+        " two requests at once one is done and the other gets 409.",
+        request=serializers.ReasonSerializer,
+        examples=[OpenApiExample("A reason", value={"reason": "the order is there now"}, request_only=True)],
+        responses={
+            200: serializers.WebhookEventDetailSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It was applied, or a worker has it in hand.",
+                (
+                    "Processed",
+                    409,
+                    "not-allowed-now",
+                    "evt_1 is processed: only one that failed or was ignored can be replayed",
+                ),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"])
+    def replay(self, request: Request, pk: int) -> Response:
+        event = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, "marketplace.replay_webhookevent")
+        body = serializers.ReasonSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        inbox.replay(
+            event_id=event.pk,
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+        )
+        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
 
 
 class StatsView(Bounded):

@@ -291,7 +291,23 @@ def tracked(model_name: str, *fields: str) -> Any:
     if "last_error_at" in fields:
         failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
         trackers.append(pghistory.UpdateEvent("attempt", condition=pgtrigger.Condition(failed_again)))
-    track = pghistory.track(
+    track = _history(model_name, fields, trackers)
+    keep = pgtrigger.register(never_deleted())
+    return lambda model: keep(track(model))
+
+
+def tracked_from(beginning: str, model_name: str, *fields: str) -> Any:
+    """As ``tracked``, for rows that few people ever ask after: nothing is written before ``beginning``, a column that
+    counts, is above zero; from then on each change of it, of the status and of the last error.
+    """
+    changed = f"(OLD.{beginning}, OLD.status, OLD.last_error_at) IS DISTINCT FROM "
+    changed += f"(NEW.{beginning}, NEW.status, NEW.last_error_at)"
+    condition = pgtrigger.Condition(f"NEW.{beginning} > 0 AND {changed}")
+    return _history(model_name, fields, [pghistory.UpdateEvent("status", condition=condition)])
+
+
+def _history(model_name: str, fields: Sequence[str], trackers: Sequence[Any]) -> Any:
+    return pghistory.track(
         *trackers,
         fields=list(fields),
         model_name=model_name,
@@ -300,5 +316,3 @@ def tracked(model_name: str, *fields: str) -> Any:
         context_id_field=None,  # type: ignore[arg-type]  # its code takes None, its annotation does not
         obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),
     )
-    keep = pgtrigger.register(never_deleted())
-    return lambda model: keep(track(model))

@@ -5,14 +5,26 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Lifecycle, Work, lease_is_whole, listed_steps_only, wakes_workers
+from marketplace.models.lifecycle import (
+    Lifecycle,
+    Work,
+    lease_is_whole,
+    listed_steps_only,
+    tracked_from,
+    wakes_workers,
+)
 from marketplace.states import EVENT_TRANSITIONS, EventStatus
 
 EVENTS_CHANNEL = "veza_events"
 
 
+@tracked_from(
+    "replay_count", "WebhookEventHistory", "status", "outcome", "last_error_code", "last_error_message", "last_error_at"
+)
 class WebhookEvent(Lifecycle, Work):
     TRANSITIONS = EVENT_TRANSITIONS
+    # What receiving tells besides the columns: it was there before, and nothing was done.
+    was_there: bool = False
 
     status = models.CharField(_("status"), max_length=30, choices=EventStatus, default=EventStatus.PROCESSED)
     stripe_event_id = models.CharField(_("Stripe event"), max_length=255, unique=True, help_text=_("evt_…"))
@@ -36,11 +48,15 @@ class WebhookEvent(Lifecycle, Work):
         default="",
         help_text=_("What was done with it, or why nothing was."),
     )
+    replay_count = models.PositiveIntegerField(
+        _("replays"), db_default=0, editable=False, help_text=_("How often a person had it applied again.")
+    )
 
     class Meta:
         verbose_name = _("webhook event")
         verbose_name_plural = _("webhook events")
         ordering = ("-id",)
+        permissions = [("replay_webhookevent", "Can replay a webhook event")]
         triggers = [
             listed_steps_only(EVENT_TRANSITIONS),
             wakes_workers("wakes_inbox", EVENTS_CHANNEL, ["failed"]),

@@ -120,12 +120,12 @@ def test_without_the_permission_the_action_is_not_there(viewer: Client) -> None:
 
 
 def test_too_many_at_once_are_refused(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marketplace.admin.transfers.LARGEST_SELECTION", 1)
+    monkeypatch.setattr("marketplace.admin.asking.LARGEST_SELECTION", 1)
     rows = [SellerTransferFactory(permanently_failed=True) for _ in range(2)]
 
     response = select(operator, *rows, apply="yes", reason=REASON)
 
-    assert "Select at most 1 transfers" in response.content.decode()
+    assert "Select at most 1 seller transfers" in response.content.decode()
     assert {status(row) for row in rows} == {"permanently_failed"}
 
 

@@ -11,13 +11,13 @@ from django.db import connection
 from marketplace import inbox
 from marketplace.models import SellerTransfer
 from marketplace.services import outcomes, reversals, transfers
-from tests.factories import SellerTransferFactory, WebhookEventFactory
+from tests.factories import SellerTransferFactory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "runbook.md").read_text()
 HEADINGS = set(re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE))
 STATEMENTS = re.findall(r"^```sql\n(.+?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-TRY_NOW, EVENT_AGAIN = [statement for statement in STATEMENTS if statement.startswith("UPDATE")]
+(TRY_NOW,) = [statement for statement in STATEMENTS if statement.startswith("UPDATE")]
 (RESTORED,) = [statement for statement in STATEMENTS if statement.startswith("--")]
 WAITING = {
     "Transfer": ["pending", "failed", "reversal_pending", "permanently_failed"],
@@ -67,17 +67,6 @@ def test_try_now_makes_a_waiting_row_due() -> None:
         assert cursor.rowcount == 1
     [claimed] = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
     assert claimed.transfer.pk == transfer.pk
-
-
-@pytest.mark.django_db(transaction=True)
-def test_an_event_given_up_is_claimed_again() -> None:
-    event = WebhookEventFactory(given_up=True)
-    assert inbox.claim(batch_size=1, lease=timedelta(minutes=5)) == []
-    with connection.cursor() as cursor:
-        cursor.execute(EVENT_AGAIN.replace("evt_1", event.stripe_event_id))
-        assert cursor.rowcount == 1
-    [claimed] = inbox.claim(batch_size=1, lease=timedelta(minutes=5))
-    assert (claimed.pk, claimed.retry_count) == (event.pk, 0)
 
 
 @pytest.mark.django_db(transaction=True)
