@@ -123,5 +123,37 @@ def test_a_pipe_gets_json_and_no_colours() -> None:
     assert "\x1b[" not in logged("console")
 
 
+HOPELESS = """
+import sys
+import structlog
+from veza import logs
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("nobody says this")
+
+
+logs.configure(level="INFO", log_format=sys.argv[1])
+log = structlog.get_logger("ours")
+log.info("step", value=Unspeakable())
+log.info("goes on")
+sys.stderr.close()
+log.info("to nobody")
+print("still here")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_line_that_cannot_be_written_is_not_the_callers_problem(log_format: str) -> None:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", HOPELESS, log_format], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "still here\n"
+    assert "a line could not be written" in done.stderr
+    assert "nobody says this" in done.stderr
+    assert "goes on" in done.stderr.splitlines()[-1]
+
+
 def test_the_sdks_own_lines_are_not_logged_a_second_time() -> None:
     assert logging.getLogger("stripe").level == logging.WARNING

@@ -116,11 +116,16 @@ class Lifecycle(models.Model):
             AlreadyThere: ``once_by`` is a unique column, and there is a row with the same value; nothing was written.
 
         """
-        values = [(field, field.pre_save(self, add=True)) for field in self._meta.concrete_fields]
-        given = [(field, value) for field, value in values if not _is_left_to_the_database(field, value)]
-        columns = ", ".join(str(field.column) for field, _ in given)
-        assigned = [_value(field, value) for field, value in given]
-        placeholders = ", ".join(sql for sql, _ in assigned)
+        columns: list[str] = []
+        placeholders: list[str] = []
+        params: list[Any] = []
+        for field in self._meta.concrete_fields:
+            value = field.pre_save(self, add=True)
+            if not _is_left_to_the_database(field, value):
+                sql, values = _value(field, value)
+                columns.append(field.column)
+                placeholders.append(sql)
+                params += values
 
         def written(_: int, rows: Rows) -> None:
             if not rows:
@@ -129,8 +134,9 @@ class Lifecycle(models.Model):
 
         once = f"ON CONFLICT ({once_by}) DO NOTHING" if once_by else ""
         together.write(
-            f"INSERT INTO {self._meta.db_table} ({columns}) VALUES ({placeholders}) {once} RETURNING id",  # noqa: S608
-            list(chain.from_iterable(values for _, values in assigned)),
+            f"INSERT INTO {self._meta.db_table} ({', '.join(columns)})"  # noqa: S608 - names of our own
+            f" VALUES ({', '.join(placeholders)}) {once} RETURNING id",
+            params,
             context={"actor": actor, "reason": reason, "attempt": None},
             written=written,
         )
@@ -153,18 +159,24 @@ def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, 
     return f"{field.column} = {sql}", params
 
 
+# What PostgreSQL takes as it is, of whatever field: none has to be asked. Not what inherits from them, as choices do.
+_PLAIN = frozenset({str, int, UUID, datetime})
+
+
 def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
-    """As SQL with its parameters, for writing. Most are of no type that has to be asked how it is written."""
+    """As SQL with its parameters, for writing."""
     match value:
         case None:
             return "NULL", ()
         case "":
             return "''", ()
-        case Now():
-            return "statement_timestamp()", ()
         case 0 | 1:
             # And False and True.
             return str(value), ()
+        case _ if type(value) in _PLAIN:
+            return "%s", (value,)
+        case Now():
+            return "statement_timestamp()", ()
         case _ if hasattr(value, "resolve_expression"):
             query = UpdateQuery(field.model)
             resolved = value.resolve_expression(query, allow_joins=False, for_save=True)

@@ -4,6 +4,7 @@ Each in a statement of its own, so that it sees what others committed while we w
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from django.db import models
@@ -14,6 +15,17 @@ from marketplace.models.sales import Order
 from marketplace.models.transfers import SellerTransfer, TransferReversal
 
 M = TypeVar("M", bound=models.Model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An order, all its refunds, and its transfers by id, each with all its reversals."""
+
+    order: Order
+    refunds: list[Refund]
+    transfers: list[tuple[SellerTransfer, list[TransferReversal]]]
+    # For a refund that is new, so that what refers to it can be written together with it; of a paid order only.
+    next_refund_id: int | None
 
 
 def _select(model: type[models.Model]) -> str:
@@ -35,27 +47,33 @@ BY_REFUND = "id = (SELECT order_id FROM marketplace_refund WHERE stripe_refund_i
 _ORDER, _REFUND, _TRANSFER, _REVERSAL = map(_select, (Order, Refund, SellerTransfer, TransferReversal))
 _OF_ORDER = "order_id = (SELECT id FROM marketplace_order WHERE {by})"
 _REFUNDS = f"{_REFUND} WHERE {_OF_ORDER} ORDER BY id FOR NO KEY UPDATE"
-_TRANSFERS = f"{_TRANSFER} WHERE order_id = %s ORDER BY id FOR NO KEY UPDATE"
-_OF_TRANSFERS = "transfer_id IN (SELECT id FROM marketplace_sellertransfer WHERE order_id = %s)"
+_TRANSFERS = f"{_TRANSFER} WHERE {_OF_ORDER} ORDER BY id FOR NO KEY UPDATE"
+_OF_TRANSFERS = f"transfer_id IN (SELECT id FROM marketplace_sellertransfer WHERE {_OF_ORDER})"  # noqa: S608 - as above
 _REVERSALS = f"{_REVERSAL} WHERE {_OF_TRANSFERS}"
+_PAID = "FROM marketplace_order WHERE {by} AND status <> 'pending'"
+_NEXT_REFUND_ID = f"SELECT nextval('marketplace_refund_id_seq') {_PAID}"
 
 
-def order_with_refunds(by: str, stripe_id: str) -> tuple[Order, list[Refund]] | None:
-    """The order that a payment intent, charge or refund of Stripe belongs to, and its refunds; all locked until the
-    transaction ends. None where there is no such order.
+def found(by: str, stripe_id: str) -> Found | None:
+    """The order that a payment intent, charge or refund of Stripe belongs to, with what was taken back of it; order,
+    refunds and transfers locked until the transaction ends. None where there is no such order.
     """
-    orders, refunds = together.ask(
+    orders, refunds, transfers, reversals, numbers = together.ask(
         (f"{_ORDER} WHERE {by} FOR NO KEY UPDATE", [stripe_id]),
         (_REFUNDS.format(by=by), [stripe_id]),
+        (_TRANSFERS.format(by=by), [stripe_id]),
+        (_REVERSALS.format(by=by), [stripe_id]),
+        (_NEXT_REFUND_ID.format(by=by), [stripe_id]),
     )
-    return (_instances(Order, orders)[0], _instances(Refund, refunds)) if orders else None
-
-
-def transfers_with_reversals(order: Order) -> list[tuple[SellerTransfer, list[TransferReversal]]]:
-    """The transfers of a locked order, locked too, by id; each with all its reversals."""
-    transfers, reversals = together.ask((_TRANSFERS, [order.pk]), (_REVERSALS, [order.pk]))
+    if not orders:
+        return None
     owed = _instances(TransferReversal, reversals)
-    return [
-        (transfer, [each for each in owed if each.transfer_id == transfer.pk])
-        for transfer in _instances(SellerTransfer, transfers)
-    ]
+    return Found(
+        order=_instances(Order, orders)[0],
+        refunds=_instances(Refund, refunds),
+        transfers=[
+            (transfer, [each for each in owed if each.transfer_id == transfer.pk])
+            for transfer in _instances(SellerTransfer, transfers)
+        ],
+        next_refund_id=numbers[0][0] if numbers else None,
+    )

@@ -10,11 +10,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from django.db import connection
+import psycopg
+from django.db import connections
+from psycopg.pq import Format
 
 Rows = list[tuple[Any, ...]]
 # Gets the number of rows that the statement wrote, and what it returned.
 Written = Callable[[int, Rows], None]
+
+# psycopg's own, in C where that is installed. Django's is in Python, and a row has many timestamps.
+TIMESTAMPTZ_LOADER = psycopg.adapters.get_loader(psycopg.adapters.types["timestamptz"].oid, Format.TEXT)
 
 # Until the transaction ends, or another takes its place.
 _CONTEXT = "SET LOCAL pghistory.context_metadata = %s"
@@ -45,12 +50,14 @@ class _Statements:
             return
         sql, params, expected = "; ".join(self._sql), self._params, self._written
         self.__init__()  # type: ignore[misc]
+        connection = connections["default"]
         # Past all wrappers: pghistory's would read the results before us, our own block's would send again.
         wrappers, connection.execute_wrappers = connection.execute_wrappers, []
         try:
             with connection.cursor() as cursor, connection.wrap_database_errors:
-                cursor.execute(sql, params)
                 results = cursor.cursor
+                results.adapters.register_loader("timestamptz", TIMESTAMPTZ_LOADER)
+                cursor.execute(sql, params)
                 for written in expected:
                     if written is not None:
                         written(results.rowcount, results.fetchall() if results.pgresult.nfields else [])
@@ -80,7 +87,7 @@ def written_together() -> Iterator[None]:
 
     token = _waiting.set(statements)
     try:
-        with connection.execute_wrapper(send_first):
+        with connections["default"].execute_wrapper(send_first):
             yield
         statements.send()
     finally:

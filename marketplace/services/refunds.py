@@ -360,12 +360,13 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
 
     """
     status = _status(facts)
-    order, refunds = _locked(facts)
+    found = _locked(facts)
+    order, refunds = found.order, found.refunds
     with together.written_together():
         refund = _known(facts, refunds)
         succeeds_now = status == RefundStatus.SUCCEEDED and (refund is None or refund.succeeded_at is None)
         if refund is None:
-            refund = _first_seen(facts, status, order, actor=actor)
+            refund = _first_seen(facts, status, found, actor=actor)
             refunds.append(refund)
         elif (facts.amount, facts.currency) == (refund.amount, refund.currency):
             _apply_status(refund, facts, status, actor=actor)
@@ -375,7 +376,7 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
                 f" {refund.amount} {refund.currency}"
             )
         if succeeds_now:
-            _owe(order, refund, refunds, actor=actor)
+            _owe(found, refund, actor=actor)
         _update_order(order, refunds, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
     return refund
 
@@ -387,7 +388,7 @@ def _status(facts: RefundFacts) -> RefundStatus:
     raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}")
 
 
-def _locked(facts: RefundFacts) -> tuple[Order, list[Refund]]:
+def _locked(facts: RefundFacts) -> taking_back.Found:
     """Orders are locked first and transfers after them, by everyone: no two refunds of an order decide at once."""
     found = None
     for by, stripe_id in (
@@ -395,15 +396,16 @@ def _locked(facts: RefundFacts) -> tuple[Order, list[Refund]]:
         (taking_back.BY_CHARGE, facts.stripe_charge_id),
         (taking_back.BY_REFUND, facts.stripe_refund_id),
     ):
-        found = found or (taking_back.order_with_refunds(by, stripe_id) if stripe_id else None)
+        found = found or (taking_back.found(by, stripe_id) if stripe_id else None)
     if found is None:
         raise UnknownOrder(
             f"{facts.stripe_refund_id} refunds {facts.stripe_payment_intent_id or facts.stripe_charge_id}"
         )
-    order, refunds = found
-    if order.status == OrderStatus.PENDING:
-        raise UnknownOrder(f"{facts.stripe_refund_id} refunds order {order.pk}, of whose payment we have not heard yet")
-    return order, refunds
+    if found.order.status == OrderStatus.PENDING:
+        raise UnknownOrder(
+            f"{facts.stripe_refund_id} refunds order {found.order.pk}, of whose payment we have not heard yet"
+        )
+    return found
 
 
 def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
@@ -418,14 +420,16 @@ def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
     return next((each for each in refunds if each.operation_id == operation_id and not each.stripe_refund_id), None)
 
 
-def _first_seen(facts: RefundFacts, status: RefundStatus, order: Order, *, actor: str) -> Refund:
+def _first_seen(facts: RefundFacts, status: RefundStatus, found: taking_back.Found, *, actor: str) -> Refund:
     """A new row for a refund that was made elsewhere."""
+    order = found.order
     if facts.currency != order.currency or facts.amount > order.amount:
         raise ConflictingFacts(
             f"{facts.stripe_refund_id} is {facts.amount} {facts.currency},"
             f" order {order.pk} is {order.amount} {order.currency}"
         )
     refund = Refund(
+        id=found.next_refund_id,
         order=order,
         amount=facts.amount,
         currency=facts.currency,
@@ -462,10 +466,10 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
         refund.change(reason=reason, actor=actor, **known)
 
 
-def _owe(order: Order, refund: Refund, refunds: Sequence[Refund], *, actor: str) -> None:
+def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
     """Write down what each seller owes now, and make it due. No call is made."""
-    total = sum(each.amount for each in refunds if each.succeeded_at is not None)
-    transfers = taking_back.transfers_with_reversals(order)
+    order, transfers = found.order, found.transfers
+    total = sum(each.amount for each in found.refunds if each.succeeded_at is not None)
     due = plan(order.amount, total, [(transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers])
     for (transfer, _), amount in zip(transfers, due, strict=True):
         if amount:

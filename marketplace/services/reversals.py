@@ -12,7 +12,6 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
-from psycopg.types.datetime import TimestamptzLoader
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow
@@ -33,7 +32,7 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
-from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal, confirmation
+from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal, confirmation, together
 from marketplace.services import funds, leases, outcomes
 from marketplace.states import ReversalStatus, TransferStatus
 
@@ -160,8 +159,7 @@ def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> l
         "past_breaker": past_breaker,
     }
     with connection.cursor() as cursor:
-        # psycopg's own, in C. Django's is in Python, and a claimed row has a dozen timestamps.
-        cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+        cursor.adapters.register_loader("timestamptz", together.TIMESTAMPTZ_LOADER)
         cursor.execute(_CLAIM, params)
         rows = cursor.fetchall()
     claimed = []

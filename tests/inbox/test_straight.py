@@ -53,20 +53,20 @@ def messages(act: Callable[[], Any]) -> list[str]:
     return [query["sql"] for query in captured.captured_queries]
 
 
-def test_a_refund_made_in_the_dashboard_is_five_messages_however_many_sellers(
+def test_a_refund_made_in_the_dashboard_is_four_messages_however_many_sellers(
     order: Order, verified: Verified, simulator: Any
 ) -> None:
     event = verified(refunded(simulator, order))
     sent = messages(lambda: inbox.receive(event))
-    assert len(sent) == 5, "\n\n".join(sent)
+    assert len(sent) == 4, "\n\n".join(sent)
     assert (sent[0], sent[-1]) == ("BEGIN", "COMMIT")
     assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 2
 
 
-def test_a_refund_that_we_asked_for_is_five_messages(order: Order, verified: Verified, simulator: Any) -> None:
+def test_a_refund_that_we_asked_for_is_four_messages(order: Order, verified: Verified, simulator: Any) -> None:
     asked = RefundFactory(order=order, amount=5000)
     event = verified(refunded(simulator, order, metadata={"operation_id": str(asked.operation_id)}))
-    assert len(messages(lambda: inbox.receive(event))) == 5
+    assert len(messages(lambda: inbox.receive(event))) == 4
     asked.refresh_from_db()
     assert asked.status == RefundStatus.SUCCEEDED
 
