@@ -123,7 +123,7 @@ class Lifecycle(models.Model):
             value = field.pre_save(self, add=True)
             if not _is_left_to_the_database(field, value):
                 sql, values = _value(field, value)
-                columns.append(field.column)
+                columns.append(str(field.column))
                 placeholders.append(sql)
                 params += values
 
