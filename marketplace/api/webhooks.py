@@ -41,7 +41,7 @@ def stripe_webhook(request: HttpRequest) -> JsonResponse:
         return _refused(400, "the body broke off")
     if len(body) > settings.STRIPE_WEBHOOK_MAX_BYTES:
         return _too_large(str(len(body)))
-    return _receive(body, request.headers.get("Stripe-Signature"))
+    return _receive(body, request.META.get("HTTP_STRIPE_SIGNATURE"))
 
 
 def _receive(body: bytes, signature: str | None) -> JsonResponse:

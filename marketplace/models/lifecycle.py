@@ -90,11 +90,11 @@ class Lifecycle(models.Model):
             condition, params = f"{condition} AND lease_token = %s", [*params, held_by]
         assigned = [_assignment(type(self), name, value) for name, value in fields.items()]
         assignments = ", ".join([*(sql for sql, _ in assigned), "updated_at = statement_timestamp()"])
-        described = f"{self._meta.verbose_name} {self.pk} is no longer {self.status}, or no longer ours"
+        before = self.status
 
         def written(changed: int, _: Rows) -> None:
             if changed != 1:
-                raise StaleTransition(described)
+                raise StaleTransition(f"{self._meta.verbose_name} {self.pk} is no longer {before}, or no longer ours")
 
         together.write(
             f"UPDATE {self._meta.db_table} SET {assignments} WHERE {condition}",  # noqa: S608 - names of our own
