@@ -3,10 +3,10 @@
 Every call may also answer with one of the ``Failure`` types: what they mean for a row is decided in the services.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 # --- Facts: what Stripe says of its objects ---------------------------------------------------------------------------
@@ -93,6 +93,15 @@ class BalanceFacts:
     available: Mapping[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedEvent:
+    """An event as Stripe lists it; ``body`` is what a webhook would bring."""
+
+    stripe_event_id: str
+    created_at: datetime
+    body: Mapping[str, Any]
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +171,14 @@ class AccountCreated:
 class BalanceRetrieved:
     balance: BalanceFacts
     request_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsListed:
+    """One page, newest first; ``has_more`` in the direction that was asked for."""
+
+    events: tuple[ListedEvent, ...]
+    has_more: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +266,11 @@ ListRefundsAnswer = RefundsListed | Failure
 CreatePaymentAnswer = PaymentCreated | Failure
 CreateAccountAnswer = AccountCreated | Failure
 RetrieveBalanceAnswer = BalanceRetrieved | Failure
+ListEventsAnswer = EventsListed | Failure
+
+# As many types may be asked for in one call (docs.stripe.com/api/events/list), and as many events come in one page.
+MOST_EVENT_TYPES = 20
+LARGEST_PAGE = 100
 
 # --- The gateway ------------------------------------------------------------------------------------------------------
 
@@ -312,6 +334,27 @@ class TransferGateway(Protocol):
 
     def retrieve_balance(self, *, stripe_account: str = "") -> RetrieveBalanceAnswer:
         """The balance of a connected account, or of our own where none is named."""
+        ...
+
+    def list_events(
+        self,
+        *,
+        types: Sequence[str],
+        since: int,
+        until: int,
+        undelivered: bool = False,
+        limit: int = LARGEST_PAGE,
+        starting_after: str = "",
+        ending_before: str = "",
+        stripe_account: str = "",
+    ) -> ListEventsAnswer:
+        """One page of the events of at most ``MOST_EVENT_TYPES`` types that were created from ``since`` to ``until``,
+        both included, in seconds of Stripe's clock. Stripe keeps them for 30 days.
+
+        With ``starting_after`` those next older than that event, with ``ending_before`` those next newer.
+        ``undelivered``: those alone that some webhook endpoint has not taken, or not yet. Of a connected account, or
+        of our own where none is named.
+        """
         ...
 
     def create_refund(

@@ -1,6 +1,6 @@
 """Makes the calls. Every SDK result and error becomes one of our answers; none escapes as an exception."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -10,7 +10,10 @@ import structlog
 from django.conf import settings
 
 from marketplace.errors import NotNow
+from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import (
+    LARGEST_PAGE,
+    MOST_EVENT_TYPES,
     AccountCreated,
     AccountFacts,
     AlreadyReversed,
@@ -22,9 +25,12 @@ from marketplace.gateway.contract import (
     CreateRefundAnswer,
     CreateTransferAnswer,
     Denied,
+    EventsListed,
     Failure,
     Gate,
     InsufficientFunds,
+    ListedEvent,
+    ListEventsAnswer,
     ListRefundsAnswer,
     ListReversalsAnswer,
     ListTransfersAnswer,
@@ -61,7 +67,6 @@ T = TypeVar("T")
 API_VERSION = "2026-10-28.endive"
 OPERATION_ID = "operation_id"
 ORDER_OPERATION_ID = "order_operation_id"
-LARGEST_PAGE = 100
 # What reading a body raises that lacks what Stripe documents.
 ODD_SHAPES = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -201,6 +206,32 @@ class StripeGateway:
             lambda found: BalanceRetrieved(balance=balance_facts(found.to_dict()), request_id=_request_id(found)),
         )
 
+    def list_events(
+        self,
+        *,
+        types: Sequence[str],
+        since: int,
+        until: int,
+        undelivered: bool = False,
+        limit: int = LARGEST_PAGE,
+        starting_after: str = "",
+        ending_before: str = "",
+        stripe_account: str = "",
+    ) -> ListEventsAnswer:
+        if not 0 < len(types) <= MOST_EVENT_TYPES:
+            raise ValueError(f"from 1 to {MOST_EVENT_TYPES} types may be asked for, not {len(types)}")
+        params: Any = {"types": list(types), "created": {"gte": since, "lte": until}, "limit": limit}
+        if undelivered:
+            params["delivery_success"] = False
+        cursors = {"starting_after": starting_after, "ending_before": ending_before}
+        params |= {name: cursor for name, cursor in cursors.items() if cursor}
+        options: Any = {"stripe_account": stripe_account} if stripe_account else {}
+        return _call(
+            "list_events",
+            lambda: self._client.events.list(params, options),
+            lambda found: _events(found, stripe_account),
+        )
+
     def create_refund(
         self, *, payment_intent: str, amount: int, operation_id: UUID, idempotency_key: str
     ) -> CreateRefundAnswer:
@@ -335,6 +366,21 @@ def balance_facts(body: Mapping[str, Any]) -> BalanceFacts:
         currency = _text(part["currency"])
         available[currency] = available.get(currency, 0) + _signed(part["amount"])
     return BalanceFacts(available=available)
+
+
+def _events(found: Any, stripe_account: str) -> EventsListed:
+    """From the text itself, as a webhook's is read: what becomes of an event does not depend on how it came."""
+    page = stripe_events.parse(found.last_response.body)
+    return EventsListed(
+        events=tuple(_event(body, stripe_account) for body in page["data"]), has_more=_truth(page["has_more"])
+    )
+
+
+def _event(body: dict[str, Any], stripe_account: str) -> ListedEvent:
+    """Whether an account's own list names the account too is not documented; a webhook of it does."""
+    if stripe_account and not body.get("account"):
+        body = {**body, "account": stripe_account}
+    return ListedEvent(stripe_event_id=_text(body["id"]), created_at=_time(body["created"]), body=body)
 
 
 def _transfer(made: stripe.Transfer) -> TransferFacts:

@@ -42,10 +42,17 @@ def verify(body: bytes, signature: str | None) -> IncomingEvent:
         raise SignatureRefused("the body is not UTF-8, so no signature of Stripe's can fit") from None
     _check_signature(text, signature)
     try:
-        event = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        event = parse(text)
     except (ValueError, RecursionError):
         raise MalformedEvent("the signed body is not JSON that can be read") from None
-    return _read(event)
+    return read(event)
+
+
+def parse(text: str) -> Any:
+    """Raises ``ValueError`` for what is no JSON, or holds a number that PostgreSQL's would not take; and
+    ``RecursionError``.
+    """
+    return json.loads(text, parse_float=_finite, parse_constant=_finite)
 
 
 def _finite(text: str) -> float:
@@ -75,7 +82,8 @@ def _check_signature(text: str, signature: str | None) -> None:
     raise SignatureRefused("; ".join(refusals) or "no webhook secret is configured")
 
 
-def _read(event: Any) -> IncomingEvent:
+def read(event: Any) -> IncomingEvent:
+    """An event whose origin is known: signed, or answered by Stripe. Raises ``MalformedEvent``."""
     if not isinstance(event, dict) or event.get("object") != "event":
         raise MalformedEvent('expected a snapshot event: an object with "object": "event"')
     data = event.get("data")

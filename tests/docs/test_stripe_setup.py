@@ -29,6 +29,7 @@ def test_the_calls_are_exactly_those_of_the_gateway() -> None:
         "refunds.create",
         "refunds.list",
         "balance.retrieve",
+        "events.list",
         "payment_intents.create",
         "accounts.create",
     }
