@@ -1,9 +1,14 @@
 """Bars and verdicts."""
 
+import json
+import re
+
 import pytest
 
+from bench import __main__ as command
 from bench import report
 from bench.report import Row, at_least, at_most
+from tests.structure.sources import ROOT
 
 
 def row(*values: float, worst: bool = False) -> Row:
@@ -40,3 +45,14 @@ def test_a_missed_bar_is_said_in_the_table_and_in_the_json() -> None:
     assert "**not met**" in report.markdown([row(2.0)])
     assert "**not met**" not in report.markdown([row(1.0)])
     assert row(2.0).as_json()["met"] is False
+
+
+def test_the_results_of_a_real_run_stand_in_the_docs_as_they_were_measured() -> None:
+    written = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    page = command.MARKED.search((ROOT / "docs" / "benchmarks.md").read_text())
+    assert page is not None
+    assert {each["measurement"] for each in written["rows"]} == set(command.MEASUREMENTS)
+    assert written["machine"]["repetitions"] >= 3
+    for each in written["rows"]:
+        verdict = "met" if each["met"] else r"\*\*not met\*\*"
+        assert re.search(rf"^\| {re.escape(each['figure'])} \| .* \| {verdict} \|", page[0], re.MULTILINE), each
