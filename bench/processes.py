@@ -145,6 +145,15 @@ def processor_seconds(pids: Iterable[int]) -> float:
     return total
 
 
+def processor_seconds_of_each(pids: Iterable[int]) -> dict[int, float]:
+    return {pid: processor_seconds([pid]) for pid in pids}
+
+
+def processor_seconds_since(before: dict[int, float], after: dict[int, float]) -> float:
+    """Between the two looks; of a process that began meanwhile all, of one that ended nothing, for nobody knows."""
+    return sum(max(seconds - before.get(pid, 0.0), 0.0) for pid, seconds in after.items())
+
+
 class Sampler:
     """Follows the processor time and the memory of some processes while a ``with`` lasts."""
 

@@ -20,6 +20,8 @@ from bench.processes import (
     family,
     free_port,
     processor_seconds,
+    processor_seconds_of_each,
+    processor_seconds_since,
     wait_until_listening,
 )
 from bench.run import Run
@@ -141,16 +143,18 @@ class Load:
 
     def post(self, site: Site, *, count: int, **how: float) -> Loaded:
         """Up to ``count`` events, none of them posted before."""
-        servers, postgres = family(site.child.pid), [self._run.server.pid, *_children(self._run.server.pid)]
-        before = processor_seconds(servers), processor_seconds(postgres)
+        servers, postgres = family(site.child.pid), self._run.server.pid
+        server_before = processor_seconds(servers)
+        postgres_before = processor_seconds_of_each([postgres, *_children(postgres)])
         posted = self.just_post(site, count=count, **how)
-        after = processor_seconds(servers), processor_seconds({*postgres, *_children(self._run.server.pid)})
+        server_after = processor_seconds(servers)
+        postgres_after = processor_seconds_of_each([postgres, *_children(postgres)])
         return Loaded(
             requests=len(posted["asked"]),
             seconds=max(posted["answered"]) - min(posted["asked"]),
             latencies=[end - begin for begin, end in zip(posted["asked"], posted["answered"], strict=True)],
-            server_seconds=after[0] - before[0],
-            postgres_seconds=after[1] - before[1],
+            server_seconds=server_after - server_before,
+            postgres_seconds=processor_seconds_since(postgres_before, postgres_after),
         )
 
     def just_post(self, site: Site, *, count: int, **how: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import OperationalError, transaction
+from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
 
@@ -114,7 +114,7 @@ def request(
                 currency,
                 reason,
             ):
-                raise ConflictingFacts(f"Idempotency-Key {request_key!r} was used before, with another request")
+                raise _used_before(request_key)
             return Requested(refund=earlier, is_new=False)
         if currency != order.currency:
             raise ConflictingFacts(f"order {order.pk} is in {order.currency}, not {currency}")
@@ -127,20 +127,30 @@ def request(
             _refuse_while_undecided(order)
         if amount > left:
             raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
-        with Refund.recording(actor=f"user:{requested_by.get_username()}", reason=reason or "requested"):
-            refund = Refund.objects.create(
-                order=order,
-                amount=amount,
-                currency=currency,
-                reason=reason,
-                requested_by=requested_by,
-                request_key=request_key,
-                # The caller sends it now. A worker takes over if the caller dies, not while it waits for Stripe.
-                next_retry_at=outcomes.in_(settings.REVERSAL_LEASE),
-                first_attempted_at=Now(),
-            )
+        try:
+            with Refund.recording(actor=f"user:{requested_by.get_username()}", reason=reason or "requested"):
+                refund = Refund.objects.create(
+                    order=order,
+                    amount=amount,
+                    currency=currency,
+                    reason=reason,
+                    requested_by=requested_by,
+                    request_key=request_key,
+                    # The caller sends it now. A worker takes over if the caller dies, not while it waits for Stripe.
+                    next_retry_at=outcomes.in_(settings.REVERSAL_LEASE),
+                    first_attempted_at=Now(),
+                )
+        except IntegrityError as error:
+            if "refund_once_per_request_key" not in str(error):
+                raise
+            # For another order, at this very moment: those for this one wait for its lock.
+            raise _used_before(request_key) from error
     refund.refresh_from_db()
     return Requested(refund=refund, is_new=True)
+
+
+def _used_before(request_key: str) -> ConflictingFacts:
+    return ConflictingFacts(f"Idempotency-Key {request_key!r} was used before, with another request")
 
 
 def _refuse_while_undecided(order: Order) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import arithmetic
+from bench import arithmetic, processes
 from bench.arithmetic import Call, Spread
 
 
@@ -80,3 +80,9 @@ def test_a_slope_is_found_through_noise_that_cancels_out() -> None:
 
 def test_a_spread_keeps_the_worst() -> None:
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(median=2.0, low=1.0, high=3.0)
+
+
+def test_processor_time_between_two_looks_is_never_negative() -> None:
+    before = {1: 5.0, 2: 40.0}
+    assert processes.processor_seconds_since(before, {1: 6.5, 3: 0.25}) == 1.75
+    assert processes.processor_seconds_since(before, {1: 5.0, 2: 0.0}) == 0

@@ -1,10 +1,12 @@
 """A buyer's refund: asked for once, recorded in any order, and what the sellers owe for it."""
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.db import IntegrityError, connections, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 from hypothesis import given
@@ -33,6 +35,7 @@ from tests.factories import (
     UserFactory,
     order_with_transfers,
 )
+from tests.services.test_confirmation import wait_until_blocked
 from tests.workers.conftest import drain
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -361,6 +364,42 @@ def test_the_same_key_with_other_facts_is_refused(
     ask(order)
     with pytest.raises(ConflictingFacts, match="was used before"):
         ask(order, **changes)
+
+
+def test_the_same_key_for_two_orders_at_once_is_refused_for_the_later_one(
+    transactional_db: None, unblocked_database: None, ask: Callable[..., refunds.Requested]
+) -> None:
+    one, other = order_with_transfers((3000,)), order_with_transfers((3000,))
+    first = ask(one)
+    user = first.refund.requested_by
+    refused: list[ConflictingFacts] = []
+
+    def ask_for_the_other() -> None:
+        try:
+            ask(other)
+        except ConflictingFacts as error:
+            refused.append(error)
+        finally:
+            connections.close_all()
+
+    later = threading.Thread(target=ask_for_the_other)
+    Refund.objects.filter(pk=first.refund.pk).update(request_key="")
+    with transaction.atomic():
+        # Written, and to be seen by nobody yet.
+        Refund.objects.filter(pk=first.refund.pk).update(request_key="key-1")
+        later.start()
+        wait_until_blocked()
+    later.join(10)
+    (error,) = refused
+    assert "was used before" in error.message
+    assert list(Refund.objects.filter(requested_by=user)) == [first.refund]
+
+
+@pytest.mark.django_db
+def test_any_other_broken_rule_of_the_database_is_no_used_key(ask: Callable[..., refunds.Requested]) -> None:
+    order = order_with_transfers((3000,))
+    with pytest.raises(IntegrityError):
+        ask(order, amount=-1)
 
 
 @pytest.mark.django_db
