@@ -34,6 +34,10 @@ REFUSED = {
         {"REVERSAL_MAX_RETRIES": "many"},
         "REVERSAL_MAX_RETRIES='many' is not valid: expected a whole number from 0 to 1000.",
     ),
+    "nobody to bear the commission": (
+        {"REFUND_COMMISSION": "the buyer"},
+        "REFUND_COMMISSION='the buyer' is not valid: expected one of proportional, platform_keeps, platform_bears.",
+    ),
     "no truth": (
         {"TRANSFER_RETRY_ENABLED": "perhaps"},
         "TRANSFER_RETRY_ENABLED='perhaps' is not valid: expected true or false.",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import pytest
+from django.conf import settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -182,6 +183,10 @@ def test_nothing_is_laid_on_an_order_without_sellers() -> None:
     for commission in RefundCommission:
         sold = Sale(amount=100, commission=commission, shares={})
         assert (targets(sold, [Loss(amount=50)]), platform_target(sold, [Loss(amount=50)])) == ({}, 50)
+
+
+def test_the_setting_knows_the_same_policies() -> None:
+    assert tuple(RefundCommission.values) == settings.REFUND_COMMISSION_POLICIES
 
 
 @pytest.mark.parametrize("items", [{1: 11}, {1: 6, 2: 5}, {1: -1}])

@@ -159,6 +159,10 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = STRIPE_WEBHOOK_MAX_BYTES
 
 # The platform's part of each sale, in hundredths of a percent; frozen in the order when it is placed.
 COMMISSION_BASIS_POINTS = env.integer("COMMISSION_BASIS_POINTS", "1000", minimum=0, maximum=9999)
+# Who bears that part of what is refunded; frozen in the order too. Equal to shares.RefundCommission, which cannot be
+# imported while settings are read; a test compares them.
+REFUND_COMMISSION_POLICIES = ("proportional", "platform_keeps", "platform_bears")
+REFUND_COMMISSION = env.choice("REFUND_COMMISSION", "proportional", REFUND_COMMISSION_POLICIES)
 
 # --- Workers ----------------------------------------------------------------------------------------------------------
 

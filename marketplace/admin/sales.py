@@ -203,4 +203,4 @@ class OrderAdmin(StatusAndMoney, ReadOnlyAdmin):
 
     @admin.display(description=_("commission"))
     def commission_shown(self, order: Order) -> str:
-        return f"{order.commission_basis_points / 100:.2f} %"
+        return f"{order.commission_basis_points / 100:.2f} %, of refunds: {order.get_refund_commission_display()}"

@@ -104,7 +104,7 @@ class OrderItemSerializer(Shown):
 
 
 class OrderSerializer(Shown):
-    staff_only = ("commission_basis_points", "stripe_payment_intent_id", "stripe_charge_id")
+    staff_only = ("commission_basis_points", "refund_commission", "stripe_payment_intent_id", "stripe_charge_id")
 
     class Meta:
         model = Order
@@ -119,6 +119,7 @@ class OrderSerializer(Shown):
             "created_at",
             "updated_at",
             "commission_basis_points",
+            "refund_commission",
             "stripe_payment_intent_id",
             "stripe_charge_id",
         )

@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from marketplace.models.lifecycle import Lifecycle, is_currency, listed_steps_only, tracked
 from marketplace.money import Money
+from marketplace.shares import RefundCommission
 from marketplace.states import ORDER_TRANSITIONS, OrderStatus
 
 
@@ -115,6 +116,14 @@ class Order(Lifecycle):
         default=0,
         help_text=_("The platform's part in hundredths of a percent, as it was at the sale."),
     )
+    refund_commission = models.CharField(
+        _("commission of refunds"),
+        max_length=20,
+        choices=RefundCommission,
+        default=RefundCommission.PROPORTIONAL,
+        db_default=RefundCommission.PROPORTIONAL.value,
+        help_text=_("Who bears the platform's part of what is refunded, as it was at the sale."),
+    )
     # Sent to Stripe as metadata and as a part of the keys and the transfer group: unique beyond this database.
     operation_id = models.UUIDField(_("operation id"), default=uuid.uuid4, unique=True, editable=False)
     stripe_payment_intent_id = models.CharField(_("payment intent"), max_length=255, blank=True, default="")
@@ -151,6 +160,9 @@ class Order(Lifecycle):
                 name="order_charge_once", fields=["stripe_charge_id"], condition=~Q(stripe_charge_id="")
             ),
             models.CheckConstraint(name="order_commission_below_all", condition=Q(commission_basis_points__lt=10_000)),
+            models.CheckConstraint(
+                name="order_refund_commission_listed", condition=Q(refund_commission__in=RefundCommission.values)
+            ),
             is_currency("order_currency"),
         ]
 

@@ -49,6 +49,7 @@ def place_order(*, buyer: User, lines: Sequence[tuple[Product, int]], actor: str
             amount=amount,
             currency=currencies.pop(),
             commission_basis_points=settings.COMMISSION_BASIS_POINTS,
+            refund_commission=settings.REFUND_COMMISSION,
         )
         OrderItem.objects.bulk_create(
             OrderItem(

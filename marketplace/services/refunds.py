@@ -49,8 +49,8 @@ from marketplace.models import (
     taking_back,
     together,
 )
-from marketplace.money import split
 from marketplace.services import leases, outcomes, reversals
+from marketplace.shares import Loss, RefundCommission, Sale, targets
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -479,8 +479,11 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
 def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
     """Write down what each seller owes now, and make it due. No call is made."""
     order, transfers = found.order, found.transfers
-    total = sum(each.amount for each in found.refunds if each.succeeded_at is not None)
-    due = plan(order.amount, total, [(transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers])
+    due = plan(
+        order,
+        sum(each.amount for each in found.refunds if each.succeeded_at is not None),
+        [(transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers],
+    )
     for (transfer, _), amount in zip(transfers, due, strict=True):
         if amount:
             reversals.owe(
@@ -494,16 +497,19 @@ def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
     logger.info("refund_succeeded", refund=refund.pk, order=order.pk, owed=sum(due), transfers=len(transfers))
 
 
-def plan(order_amount: int, total_refunded: int, sellers: Sequence[tuple[int, int]]) -> list[int]:
-    """What each seller, given as (share of the order, taken back so far), owes now; minor units.
+def plan(order: Order, total_refunded: int, transfers: Sequence[tuple[int, int]]) -> list[int]:
+    """What each transfer, given as (share of the order, taken back so far), owes now; minor units.
 
     The target depends on all that was refunded alone, not on the steps that led there: computing it twice changes
-    nothing, and rounding cannot pile up. The platform bears its part in proportion.
+    nothing, and rounding cannot pile up. Who bears the commission stands in the order (``shares.RefundCommission``).
     """
-    shares = [share for share, _ in sellers]
-    platform = max(order_amount - sum(shares), 0)
-    targets = split(min(total_refunded, order_amount), [*shares, platform])
-    return [max(min(target, share) - taken, 0) for target, (share, taken) in zip(targets, sellers, strict=False)]
+    sale = Sale(
+        amount=order.amount,
+        commission=RefundCommission(order.refund_commission),
+        shares={number: share for number, (share, _) in enumerate(transfers)},
+    )
+    given = targets(sale, [Loss(amount=total_refunded)])
+    return [max(given[number] - taken, 0) for number, (_, taken) in enumerate(transfers)]
 
 
 def already_taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> int:

@@ -120,7 +120,7 @@ def test_only_who_has_the_permission_retries(person: str, scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("name", "hidden"),
     [
-        ("order", {"commission_basis_points", "stripe_payment_intent_id", "stripe_charge_id"}),
+        ("order", {"commission_basis_points", "refund_commission", "stripe_payment_intent_id", "stripe_charge_id"}),
         ("refund", {"requested_by", "request_key", "stripe_refund_id", "last_error_message", "history"}),
         ("transfer", {"failed_leg", "retry_count", "last_error_message", "history"}),
         ("reversal", {"refund", "waiting_for_funds_since"}),

@@ -100,6 +100,7 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "order_paid_has_time": lambda: lambda: OrderFactory(paid=True, paid_at=None),
     "order_payment_intent_once": payment_twice,
     "order_charge_once": charge_twice,
+    "order_refund_commission_listed": lambda: lambda: OrderFactory(refund_commission="nobody"),
     "order_commission_below_all": lambda: lambda: OrderFactory(commission_basis_points=10_000),
     "order_currency": lambda: lambda: OrderFactory(currency="eu"),
     "refund_amount_positive": lambda: lambda: RefundFactory(amount=0),

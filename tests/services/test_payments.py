@@ -35,13 +35,14 @@ def facts(order: Order, **changes: Any) -> PaymentFacts:
 
 
 def test_an_order_keeps_the_prices_and_the_commission_of_its_day(settings: Any) -> None:
-    settings.COMMISSION_BASIS_POINTS = 1500
+    settings.COMMISSION_BASIS_POINTS, settings.REFUND_COMMISSION = 1500, "platform_keeps"
     product = ProductFactory(unit_amount=1250)
     order = place((product, 3), (ProductFactory(unit_amount=999), 1))
     Product.objects.update(unit_amount=1)
-    settings.COMMISSION_BASIS_POINTS = 0
+    settings.COMMISSION_BASIS_POINTS, settings.REFUND_COMMISSION = 0, "proportional"
     order.refresh_from_db()
     assert (order.amount, order.status, order.commission_basis_points) == (4749, OrderStatus.PENDING, 1500)
+    assert order.refund_commission == "platform_keeps"
     assert [item.amount for item in order.items.all()] == [3750, 999]
 
 

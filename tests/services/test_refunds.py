@@ -23,8 +23,9 @@ from marketplace.errors import (
     UnknownOrder,
 )
 from marketplace.gateway.contract import RefundFacts, Unknown
-from marketplace.models import Order, Refund, SellerTransfer
+from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
 from marketplace.services import refunds
+from marketplace.shares import RefundCommission
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from marketplace.workers import reversal
 from tests.factories import (
@@ -182,6 +183,20 @@ def test_partial_refunds_are_shared_in_proportion_and_add_up_to_the_whole() -> N
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("commission", "owed"),
+    [("proportional", [540, 360]), ("platform_keeps", [600, 400]), ("platform_bears", [300, 200])],
+)
+def test_who_bears_the_commission_stands_in_the_order(commission: str, owed: list[int]) -> None:
+    order = order_with_transfers((3000, 2000), commission_basis_points=1000, refund_commission=commission)
+    record(order, amount=1000)
+    assert [reversal.amount for reversal in TransferReversal.objects.order_by("transfer_id")] == owed
+    record(order, amount=4000, stripe_refund_id="re_2")
+    for transfer in order.transfers.all():
+        assert sum(reversal.amount for reversal in transfer.reversals.all()) == transfer.amount
+
+
+@pytest.mark.django_db
 def test_a_further_refund_of_a_partly_reversed_transfer_makes_it_owe_again() -> None:
     order = OrderFactory(paid=True, amount=5000)
     transfer = SellerTransferFactory(order=order, amount=5000, partially_reversed=True)
@@ -297,21 +312,22 @@ def test_our_own_refund_is_recognised_by_its_operation_id() -> None:
 @given(
     shares=st.lists(st.integers(1, 10_000), min_size=1, max_size=6),
     platform=st.integers(0, 5000),
+    commission=st.sampled_from(RefundCommission),
     steps=st.lists(st.integers(1, 3000), max_size=6),
 )
 def test_no_seller_owes_more_than_the_share_and_all_of_it_at_the_end(
-    shares: list[int], platform: int, steps: list[int]
+    shares: list[int], platform: int, commission: RefundCommission, steps: list[int]
 ) -> None:
-    amount = sum(shares) + platform
+    order = Order(amount=sum(shares) + platform, refund_commission=commission)
     taken = [0] * len(shares)
     refunded = 0
-    for step in [*steps, amount]:
-        refunded = min(refunded + step, amount)
-        due = refunds.plan(amount, refunded, list(zip(shares, taken, strict=True)))
+    for step in [*steps, order.amount]:
+        refunded = min(refunded + step, order.amount)
+        due = refunds.plan(order, refunded, list(zip(shares, taken, strict=True)))
         taken = [before + more for before, more in zip(taken, due, strict=True)]
         assert all(more >= 0 for more in due)
         assert all(part <= share for part, share in zip(taken, shares, strict=True))
-        assert refunds.plan(amount, refunded, list(zip(shares, taken, strict=True))) == [0] * len(shares)
+        assert refunds.plan(order, refunded, list(zip(shares, taken, strict=True))) == [0] * len(shares)
     assert taken == shares
 
 
