@@ -17,6 +17,7 @@ from unfold.decorators import action
 from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminTextInputWidget
 
+from marketplace import throttle
 from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link, money, yes_no
 from marketplace.admin.history import ReversalHistoryInline, TransferHistoryInline
@@ -31,7 +32,10 @@ class TransferIdForm(ReasonForm):
         label=_("Stripe transfer"),
         max_length=255,
         widget=UnfoldAdminTextInputWidget(attrs={"placeholder": "tr_…", "autocomplete": "off"}),
-        help_text=_("The id of this transfer in Stripe's dashboard. It cannot be changed afterwards."),
+        help_text=_(
+            "The id of this transfer in Stripe's dashboard. Stripe is asked whether amount, currency and account are"
+            " the same. It cannot be changed afterwards."
+        ),
     )
     field_order = ("stripe_transfer_id", "reason")
 
@@ -222,7 +226,10 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         if form.is_valid():
             try:
                 transfers.enter_transfer_id(
-                    transfer_id=transfer.pk, actor=f"user:{request.user.get_username()}", **form.cleaned_data
+                    transfer_id=transfer.pk,
+                    found=transfers.look_up(form.cleaned_data["stripe_transfer_id"], throttle.gateway()),
+                    actor=f"user:{request.user.get_username()}",
+                    reason=form.cleaned_data["reason"],
                 )
             except MarketplaceError as error:
                 form.add_error(None, error.message)

@@ -21,6 +21,8 @@ class TransferFacts:
     amount_reversed: int
     currency: str
     operation_id: str
+    # The connected account; empty where Stripe gives none.
+    destination: str = ""
 
 
 # How Stripe says that a pending reversal will not happen (docs.stripe.com/connect/pending-transfer-reversals).

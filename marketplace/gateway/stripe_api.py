@@ -394,6 +394,7 @@ def _transfer(made: stripe.Transfer) -> TransferFacts:
         amount_reversed=amount_reversed,
         currency=_text(body["currency"]),
         operation_id=_metadata(body, OPERATION_ID),
+        destination=_text_or_none(body.get("destination")),
     )
 
 

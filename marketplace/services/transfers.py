@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import ConflictingFacts, NotAllowedNow, StaleTransition
+from marketplace.errors import ConflictingFacts, NotAllowedNow, NotNow, StaleTransition, StripeDenied
 from marketplace.gateway.contract import (
     Busy,
     CreateTransferAnswer,
@@ -23,6 +23,8 @@ from marketplace.gateway.contract import (
     ServerError,
     TransferCreated,
     TransferFacts,
+    TransferGateway,
+    TransferRetrieved,
     Unknown,
 )
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
@@ -323,17 +325,41 @@ def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None
         reversals.keep_back(transfer, amount=amount, actor=actor, reason="refunded before it was sent")
 
 
-def enter_transfer_id(*, transfer_id: int, stripe_transfer_id: str, actor: str, reason: str) -> SellerTransfer:
+def look_up(stripe_transfer_id: str, gateway: TransferGateway) -> TransferFacts:
+    """What Stripe says of a transfer, for ``enter_transfer_id``; no transaction is open meanwhile.
+
+    Raises:
+        ConflictingFacts: not an id of a transfer, or Stripe has none of that id.
+        StripeDenied: Stripe refuses our key or its permissions.
+        NotNow: no answer, or one that says nothing of the transfer.
+
+    """
+    leases.require_no_transaction()
+    if not stripe_transfer_id.startswith("tr_") or len(stripe_transfer_id) > 255:
+        raise ConflictingFacts(f"{stripe_transfer_id[:50]!r} is not the id of a transfer: expected tr_…")
+    match gateway.retrieve_transfer(stripe_transfer_id):
+        case TransferRetrieved(transfer=found):
+            return found
+        case NotFound():
+            raise ConflictingFacts(f"Stripe has no transfer {stripe_transfer_id}")
+        case Denied(message=message):
+            raise StripeDenied(message)
+        case failure:
+            raise NotNow(f"Stripe did not say what {stripe_transfer_id} is, try again: {failure.message}")
+
+
+def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, reason: str) -> SellerTransfer:
     """Give a row of an older system its ``tr_…``, so that its reversal can be retried; committed on return.
+
+    ``found`` is what Stripe says of it, by ``look_up``: under another's id the retry would take the money from somebody
+    who does not owe it.
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
         NotAllowedNow: the row has an id, or does not wait for one.
-        ConflictingFacts: not an id of a transfer, or another row has it.
+        ConflictingFacts: at Stripe it is another transfer than the row says, or another row has it.
 
     """
-    if not stripe_transfer_id.startswith("tr_") or len(stripe_transfer_id) > 255:
-        raise ConflictingFacts(f"{stripe_transfer_id[:50]!r} is not the id of a transfer: expected tr_…")
     try:
         with transaction.atomic(durable=True):
             transfer = SellerTransfer.locked(transfer_id)
@@ -348,13 +374,29 @@ def enter_transfer_id(*, transfer_id: int, stripe_transfer_id: str, actor: str, 
                     f"transfer {transfer_id} failed while it was being sent and owes no reversal by itself:"
                     " retry it, which finds a transfer that Stripe made after all"
                 )
+            _require_same(transfer, found)
             transfer.change(
                 actor=actor,
                 reason=reason,
-                stripe_transfer_id=stripe_transfer_id,
+                stripe_transfer_id=found.stripe_transfer_id,
                 failed_leg=SellerTransfer.Leg.REVERSING,
             )
     except IntegrityError as error:
         # Of the table's constraints only the one on unique ids can speak here.
-        raise ConflictingFacts(f"another transfer has the id {stripe_transfer_id}") from error
+        raise ConflictingFacts(f"another transfer has the id {found.stripe_transfer_id}") from error
     return transfer
+
+
+def _require_same(transfer: SellerTransfer, found: TransferFacts) -> None:
+    """Raises ``ConflictingFacts`` where amount, currency or account differ, or it was made for another row of ours."""
+    account = transfer.seller.stripe_account_id
+    if (found.amount, found.currency, found.destination) != (transfer.amount, transfer.currency, account):
+        raise ConflictingFacts(
+            f"{found.stripe_transfer_id} is another transfer: {found.amount} {found.currency} to"
+            f" {found.destination or 'no account'} at Stripe, while transfer {transfer.pk} is {transfer.amount}"
+            f" {transfer.currency} to {account}"
+        )
+    if found.operation_id not in {"", str(transfer.operation_id)}:
+        raise ConflictingFacts(
+            f"{found.stripe_transfer_id} is another transfer: its operation_id at Stripe is {found.operation_id}"
+        )

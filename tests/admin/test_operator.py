@@ -12,7 +12,7 @@ from marketplace.models import SellerTransfer
 from marketplace.services import transfers
 from marketplace.states import TransferStatus
 from tests.api.conftest import VIEWS
-from tests.factories import SellerTransferFactory, UserFactory
+from tests.factories import SellerFactory, SellerTransferFactory, UserFactory
 
 LIST = "admin:marketplace_sellertransfer_changelist"
 REASON = "the account is open again"
@@ -206,32 +206,45 @@ def test_an_act_on_a_row_that_is_not_there(name: str, operator: Client) -> None:
 # --- The missing id -------------------------------------------------------------------------------------------
 
 
-def test_a_missing_id_is_entered_and_then_retried(operator: Client) -> None:
-    transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")
+@pytest.fixture
+def nameless(db: None, gateway: Any, simulator: Any) -> tuple[SellerTransfer, str]:
+    """A row of an older system without its id, and the id that it has at Stripe."""
+    seller = SellerFactory(stripe_account_id=simulator.create_account()["id"])
+    row = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="", seller=seller)
+    return row, simulator.create_transfer(row.amount, seller.stripe_account_id, currency=row.currency)["id"]
+
+
+def test_a_missing_id_is_entered_and_then_retried(operator: Client, nameless: tuple[SellerTransfer, str]) -> None:
+    transfer, made = nameless
     shown = operator.get(address("change", transfer)).content.decode()
     assert address("enter_transfer_id", transfer) in shown
     assert address("retry_one", transfer) not in shown
 
     response = operator.post(
         address("enter_transfer_id", transfer),
-        {"stripe_transfer_id": " tr_from_the_dashboard ", "reason": "looked up"},
+        {"stripe_transfer_id": f" {made} ", "reason": "looked up"},
         follow=True,
     )
 
     assert "The Stripe id is entered" in response.content.decode()
     transfer.refresh_from_db()
-    assert transfer.stripe_transfer_id == "tr_from_the_dashboard"
+    assert transfer.stripe_transfer_id == made
     operator.post(address("retry_one", transfer), {"reason": REASON})
     assert status(transfer) == "reversal_pending"
 
 
-def test_what_is_no_id_is_refused_on_the_form(operator: Client) -> None:
-    transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")
-    other = SellerTransferFactory(completed=True)
+def test_what_is_no_id_is_refused_on_the_form(
+    operator: Client, nameless: tuple[SellerTransfer, str], simulator: Any
+) -> None:
+    transfer, made = nameless
+    SellerTransferFactory(completed=True, stripe_transfer_id=made)
+    somebodys = simulator.create_transfer(1, transfer.seller.stripe_account_id)["id"]
 
     for entered, expected in (
         ("pi_1", "is not the id of a transfer: expected tr_…"),
-        (other.stripe_transfer_id, "another transfer has the id"),
+        ("tr_nowhere", "Stripe has no transfer tr_nowhere"),
+        (somebodys, "is another transfer: 1 eur to acct_"),
+        (made, "another transfer has the id"),
         ("", "This field is required"),
     ):
         response = operator.post(
@@ -242,11 +255,11 @@ def test_what_is_no_id_is_refused_on_the_form(operator: Client) -> None:
     assert transfer.stripe_transfer_id == ""
 
 
-def test_an_id_that_is_there_stays(operator: Client) -> None:
+def test_an_id_that_is_there_stays(operator: Client, nameless: tuple[SellerTransfer, str]) -> None:
     transfer = SellerTransferFactory(permanently_failed=True)
 
     response = operator.post(
-        address("enter_transfer_id", transfer), {"stripe_transfer_id": "tr_2", "reason": "looked up"}
+        address("enter_transfer_id", transfer), {"stripe_transfer_id": nameless[1], "reason": "looked up"}
     )
 
     assert "has its id" in response.content.decode()

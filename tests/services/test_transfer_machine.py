@@ -280,8 +280,16 @@ class Services(RuleBasedStateMachine):
         row = self.read()
         is_allowed = row.status == T.PERMANENTLY_FAILED and row.failed_leg == SellerTransfer.Leg.REVERSING
         made = self.stripe.transfers[0].stripe_transfer_id if self.stripe.transfers else "tr_unknown"
+        found = TransferFacts(
+            stripe_transfer_id=made,
+            amount=row.amount,
+            amount_reversed=0,
+            currency=row.currency,
+            operation_id="",
+            destination=row.seller.stripe_account_id,
+        )
         try:
-            transfers.enter_transfer_id(transfer_id=self.pk, stripe_transfer_id=made, **BY)
+            transfers.enter_transfer_id(transfer_id=self.pk, found=found, **BY)
         except NotAllowedNow:
             assert not is_allowed or row.stripe_transfer_id
         else:

@@ -1,9 +1,14 @@
 """An operator's retry, and the id of a transfer that an older system did not keep."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
-from marketplace.errors import ConflictingFacts, NotAllowedNow
+from marketplace.errors import ConflictingFacts, NotAllowedNow, NotNow, StripeDenied
+from marketplace.gateway.contract import TransferFacts
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
@@ -88,48 +93,112 @@ def test_a_row_without_any_leg_is_never_paid_again() -> None:
         retry(transfer)
 
 
-def test_with_its_id_entered_the_reversal_can_be_retried() -> None:
-    transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")
-    transfers.enter_transfer_id(
-        transfer_id=transfer.pk, stripe_transfer_id="tr_found", actor="user:olga", reason="from the dashboard"
+def at_stripe(transfer: SellerTransfer, **changes: Any) -> TransferFacts:
+    """The transfer as Stripe has it."""
+    facts = TransferFacts(
+        stripe_transfer_id="tr_found",
+        amount=transfer.amount,
+        amount_reversed=0,
+        currency=transfer.currency,
+        operation_id="",
+        destination=transfer.seller.stripe_account_id,
     )
+    return replace(facts, **changes)
+
+
+def enter(transfer: SellerTransfer, **changes: Any) -> SellerTransfer:
+    return transfers.enter_transfer_id(
+        transfer_id=transfer.pk, found=at_stripe(transfer, **changes), actor="user:olga", reason="from the dashboard"
+    )
+
+
+def without_id(**fields: Any) -> SellerTransfer:
+    return SellerTransferFactory(permanently_failed=True, stripe_transfer_id="", **fields)
+
+
+def test_with_its_id_entered_the_reversal_can_be_retried() -> None:
+    transfer = without_id()
+    enter(transfer)
     retry(transfer)
     transfer.refresh_from_db()
     assert (transfer.status, transfer.stripe_transfer_id) == (TransferStatus.REVERSAL_PENDING, "tr_found")
 
 
-def test_a_row_that_was_being_sent_takes_no_id_for_then_a_retry_would_take_all_back() -> None:
-    transfer = SellerTransferFactory(permanently_failed_sending=True)
-    with pytest.raises(NotAllowedNow, match="owes no reversal"):
-        transfers.enter_transfer_id(transfer_id=transfer.pk, stripe_transfer_id="tr_1", actor="a", reason="r")
+def test_one_that_was_made_for_this_row_is_taken() -> None:
+    transfer = without_id()
+    assert enter(transfer, operation_id=str(transfer.operation_id)).stripe_transfer_id == "tr_found"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"amount": 4999}, "4999 eur to acct_"),
+        ({"currency": "usd"}, "5000 usd to acct_"),
+        ({"destination": "acct_other"}, "5000 eur to acct_other at Stripe, while transfer"),
+        ({"destination": ""}, "to no account at Stripe"),
+        ({"operation_id": "of another"}, "its operation_id at Stripe is of another"),
+    ],
+)
+def test_an_id_of_another_transfer_is_refused(changes: dict[str, Any], said: str) -> None:
+    transfer = without_id(amount=5000, currency="eur")
+    with pytest.raises(ConflictingFacts, match=said):
+        enter(transfer, **changes)
+    transfer.refresh_from_db()
+    assert transfer.stripe_transfer_id == ""
+
+
+def test_what_stripe_has_is_looked_up(gateway: Any, simulator: Any) -> None:
+    account = simulator.create_account()["id"]
+    made = simulator.create_transfer(5000, account)["id"]
+    found = transfers.look_up(made, gateway)
+    assert (found.stripe_transfer_id, found.amount, found.destination) == (made, 5000, account)
 
 
 @pytest.mark.parametrize("text", ["", "ch_1", "tr_" + "x" * 300])
-def test_only_the_id_of_a_transfer_is_taken(text: str) -> None:
-    transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")
+def test_only_the_id_of_a_transfer_is_looked_up(gateway: Any, simulator: Any, text: str) -> None:
     with pytest.raises(ConflictingFacts, match="expected tr_"):
-        transfers.enter_transfer_id(transfer_id=transfer.pk, stripe_transfer_id=text, actor="a", reason="r")
+        transfers.look_up(text, gateway)
+    assert simulator.requests.total == 0
+
+
+def test_an_id_that_stripe_does_not_know_is_refused(gateway: Any) -> None:
+    with pytest.raises(ConflictingFacts, match="Stripe has no transfer tr_nowhere"):
+        transfers.look_up("tr_nowhere", gateway)
+
+
+@pytest.mark.parametrize(("fault", "error"), [("unauthorized", StripeDenied), ("unavailable", NotNow)])
+def test_no_answer_is_no_transfer(gateway: Any, simulator: Any, fault: str, error: type[Exception]) -> None:
+    simulator.faults.add(fault)
+    with pytest.raises(error):
+        transfers.look_up("tr_1", gateway)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nothing_is_looked_up_inside_of_a_transaction(gateway: Any, simulator: Any) -> None:
+    with transaction.atomic(), pytest.raises(RuntimeError):
+        transfers.look_up("tr_1", gateway)
+    assert simulator.requests.total == 0
+
+
+def test_a_row_that_was_being_sent_takes_no_id_for_then_a_retry_would_take_all_back() -> None:
+    with pytest.raises(NotAllowedNow, match="owes no reversal"):
+        enter(SellerTransferFactory(permanently_failed_sending=True))
 
 
 def test_an_id_that_is_there_is_not_replaced() -> None:
-    transfer = SellerTransferFactory(permanently_failed=True)
     with pytest.raises(NotAllowedNow, match="has its id"):
-        transfers.enter_transfer_id(transfer_id=transfer.pk, stripe_transfer_id="tr_other", actor="a", reason="r")
+        enter(SellerTransferFactory(permanently_failed=True))
 
 
 def test_a_row_that_waits_for_no_id_takes_none() -> None:
-    transfer = SellerTransferFactory()
     with pytest.raises(NotAllowedNow, match="only a permanently_failed one takes an id"):
-        transfers.enter_transfer_id(transfer_id=transfer.pk, stripe_transfer_id="tr_other", actor="a", reason="r")
+        enter(SellerTransferFactory())
 
 
 def test_an_id_of_another_row_is_refused() -> None:
     other = SellerTransferFactory(completed=True)
-    transfer = SellerTransferFactory(permanently_failed=True, stripe_transfer_id="")
     with pytest.raises(ConflictingFacts, match="another transfer has the id"):
-        transfers.enter_transfer_id(
-            transfer_id=transfer.pk, stripe_transfer_id=other.stripe_transfer_id, actor="a", reason="r"
-        )
+        enter(without_id(), stripe_transfer_id=other.stripe_transfer_id)
 
 
 def test_after_a_part_came_back_by_other_hands_the_retry_takes_what_is_left() -> None:
