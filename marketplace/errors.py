@@ -43,6 +43,10 @@ class TooMuch(MarketplaceError):
     """More money than is left."""
 
 
+class PlanChanged(MarketplaceError):
+    """The order is not as it was when the refund was planned: nothing was asked for."""
+
+
 class UnknownOrder(MarketplaceError):
     """Stripe speaks of a payment of which we have no order (yet)."""
 

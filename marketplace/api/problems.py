@@ -17,6 +17,7 @@ from marketplace.errors import (
     IllegalTransition,
     MarketplaceError,
     NotAllowedNow,
+    PlanChanged,
     StaleTransition,
     TooMuch,
 )
@@ -29,6 +30,7 @@ STATUS_OF: Mapping[type[MarketplaceError], HTTPStatus] = {
     ConflictingFacts: HTTPStatus.CONFLICT,
     IllegalTransition: HTTPStatus.CONFLICT,
     NotAllowedNow: HTTPStatus.CONFLICT,
+    PlanChanged: HTTPStatus.CONFLICT,
     StaleTransition: HTTPStatus.CONFLICT,
     TooMuch: HTTPStatus.UNPROCESSABLE_ENTITY,
 }

@@ -17,6 +17,8 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
+from marketplace.money import LARGEST_AMOUNT
+from marketplace.services import refund_plans
 
 WORK = [
     "retry_count",
@@ -294,6 +296,44 @@ class StatsSerializer(serializers.Serializer[Any]):
     oldest_due = OldestDueSerializer()
 
 
+# --- A refund before it is made -----------------------------------------------------------------------------
+
+
+class PlannedPartSerializer(serializers.Serializer[Any]):
+    seller = serializers.IntegerField(source="part.transfer.seller_id")
+    transfer = serializers.IntegerField(source="part.transfer.pk")
+    share = serializers.IntegerField(source="part.transfer.share", help_text="What the seller gets of the order.")
+    amount = serializers.IntegerField(source="part.amount", help_text="What this refund would take of it.")
+    amount_taken = serializers.IntegerField(
+        source="part.taken", help_text="Taken before: never sent, owed, or come back."
+    )
+    amount_reversed = serializers.IntegerField(
+        source="part.transfer.amount_reversed", help_text="Of that, what Stripe confirmed."
+    )
+    balance_covers = serializers.ChoiceField(
+        choices=refund_plans.Covers.choices,
+        help_text="Whether the seller's balance at Stripe covers it at this moment.",
+    )
+
+
+class RefundPlanSerializer(serializers.Serializer[Any]):
+    order = serializers.IntegerField()
+    amount = serializers.IntegerField()
+    currency = serializers.CharField()
+    version = serializers.CharField(help_text="For `plan_version` of the refund.")
+    platform_amount = serializers.IntegerField(help_text="What the platform would bear.")
+    parts = PlannedPartSerializer(many=True)
+
+
+class RefundPlanQuerySerializer(StrictSerializer):
+    amount = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=LARGEST_AMOUNT,
+        help_text="In the currency's minor unit. Left out: all that is left.",
+    )
+
+
 # --- Bodies -------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +341,12 @@ class RefundRequestSerializer(StrictSerializer):
     amount = AmountField(required=False, help_text="In the currency's minor unit. Left out: all that is left.")
     currency = TextField(required=False, min_length=3, max_length=3, help_text="The order's own currency, as a check.")
     reason = TextField(required=False, allow_blank=True, max_length=500, default="")
+    plan_version = TextField(
+        required=False,
+        max_length=64,
+        default="",
+        help_text="The `version` of a refund plan for this amount: 409 where the order has changed since.",
+    )
 
     def validate_currency(self, currency: str) -> str:
         expected = self.context["order"].currency

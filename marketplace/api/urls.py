@@ -22,6 +22,7 @@ urlpatterns = [
         views.OrderRefundViewSet.as_view({"get": "list", "post": "create"}),
         name="order-refunds",
     ),
+    path("orders/<int:order_id>/refund-plan/", views.RefundPlanView.as_view(), name="refund-plan"),
     path("stats/", views.StatsView.as_view(), name="stats"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", views.DocsView.as_view(url_name="api:schema"), name="docs"),

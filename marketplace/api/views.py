@@ -33,7 +33,7 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
-from marketplace.services import refunds, transfers
+from marketplace.services import refund_plans, refunds, transfers
 from marketplace.states import RefundStatus
 
 M = TypeVar("M", bound=Model)
@@ -98,6 +98,9 @@ class ProductViewSet(RowsAndDetails[Product]):
 
 REFUND_EXAMPLES = [
     OpenApiExample("All that is left", value={}, request_only=True),
+    OpenApiExample(
+        "As planned", value={"amount": 1250, "plan_version": "0f3b6f2c8ad94f1e7d5a0b9c6e8f1a2b"}, request_only=True
+    ),
     OpenApiExample("A part", value={"amount": 1250, "currency": "eur", "reason": "one cup broken"}, request_only=True),
 ]
 REFUND_PROBLEMS = {
@@ -108,6 +111,12 @@ REFUND_PROBLEMS = {
             409,
             "conflicting-facts",
             "Idempotency-Key 'refund-17' was used before, with another request",
+        ),
+        (
+            "Planned otherwise",
+            409,
+            "plan-changed",
+            "order 12 is not as it was when a refund of 1250 eur was planned",
         ),
         ("Not paid", 409, "not-allowed-now", "order 12 is not paid, so there is nothing to refund"),
     ),
@@ -173,6 +182,7 @@ class OrderRefundViewSet(Rows[Refund]):
             reason=body.validated_data["reason"],
             requested_by=request.user,
             request_key=key,
+            plan_version=body.validated_data["plan_version"],
         )
         refund = requested.refund
         code: int = status.HTTP_200_OK
@@ -182,6 +192,39 @@ class OrderRefundViewSet(Rows[Refund]):
             code = status.HTTP_202_ACCEPTED if is_waiting else status.HTTP_201_CREATED
         shown = serializers.RefundSerializer(refund, context=self.get_serializer_context()).data
         return Response(shown, status=code, headers={"Location": reverse("api:refund-detail", args=[refund.pk])})
+
+
+class RefundPlanView(Bounded):
+    """What a refund of an order would take, and from whom; nothing is asked for."""
+
+    @extend_schema(
+        summary="Plan a refund",
+        description="Each seller's part, the platform's, what was taken before, and whether the seller's balance at"
+        " Stripe covers it now. Refunds under way are taken to succeed first. Send `version` as `plan_version` with the"
+        " refund, and it is made only if nothing has changed. Needs the permissions `marketplace.add_refund` and"
+        " `marketplace.view_sellertransfer`.",
+        parameters=[serializers.RefundPlanQuerySerializer],
+        responses={200: serializers.RefundPlanSerializer, **REFUND_PROBLEMS},
+    )
+    def get(self, request: Request, order_id: int) -> Response:
+        order = get_object_or_404(access.visible(Order.objects.all(), request.user), pk=order_id)
+        access.demand(request.user, access.permission("add", Refund), access.permission("view", SellerTransfer))
+        query = serializers.RefundPlanQuerySerializer(data=request.query_params)
+        query.is_valid(raise_exception=True)
+        amount = query.validated_data.get("amount") or refunds.refundable(order)
+        if not amount:
+            raise TooMuch(f"nothing is left to refund on order {order.pk}")
+        planned = refunds.planned(order, amount)
+        parts = refund_plans.with_balances(order, planned, throttle.gateway())
+        plan = {
+            "order": order.pk,
+            "amount": amount,
+            "currency": order.currency,
+            "version": planned.version,
+            "platform_amount": planned.platform_amount,
+            "parts": parts,
+        }
+        return Response(serializers.RefundPlanSerializer(plan).data)
 
 
 def _idempotency_key(request: Request) -> str:

@@ -1,5 +1,7 @@
 """The buyer's refund: asked for by us, or told by Stripe; and what the sellers owe once it has succeeded."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,7 @@ from marketplace.errors import (
     ConflictingFacts,
     MalformedEvent,
     NotAllowedNow,
+    PlanChanged,
     StaleTransition,
     TooMuch,
     UnknownOrder,
@@ -92,16 +95,19 @@ def request(
     reason: str,
     requested_by: User,
     request_key: str,
+    plan_version: str = "",
 ) -> Requested:
     """Write down that a refund is to be asked for, before Stripe is; committed on return.
 
-    The same key with the same facts gives the refund of the first request.
+    The same key with the same facts gives the refund of the first request. With a ``plan_version`` it is asked for only
+    if the sellers' parts are still those of that plan.
 
     Raises:
         Order.DoesNotExist: no such order.
         ConflictingFacts: the key was used with other facts, or the currency is not the order's.
         NotAllowedNow: the order is not paid.
         TooMuch: more than is left to refund.
+        PlanChanged: the order is not as it was when the refund was planned, or the plan was for another amount.
 
     """
     with transaction.atomic(durable=True):
@@ -118,15 +124,12 @@ def request(
             return Requested(refund=earlier, is_new=False)
         if currency != order.currency:
             raise ConflictingFacts(f"order {order.pk} is in {order.currency}, not {currency}")
-        if order.status == OrderStatus.PENDING:
-            raise NotAllowedNow(f"order {order.pk} is not paid, so there is nothing to refund")
-        if not order.stripe_payment_intent_id:
-            raise NotAllowedNow(f"order {order.pk} has no payment intent, so Stripe cannot be asked to refund it")
-        left = refundable(order)
-        if amount < left:
-            _refuse_while_undecided(order)
-        if amount > left:
-            raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
+        _check(order, amount)
+        if plan_version and planned(order, amount).version != plan_version:
+            raise PlanChanged(
+                f"order {order.pk} is not as it was when a refund of {amount} {order.currency} was planned, or the plan"
+                " was for another amount: nothing was asked for; look at a new plan first"
+            )
         try:
             with Refund.recording(actor=f"user:{requested_by.get_username()}", reason=reason or "requested"):
                 refund = Refund.objects.create(
@@ -153,6 +156,18 @@ def _used_before(request_key: str) -> ConflictingFacts:
     return ConflictingFacts(f"Idempotency-Key {request_key!r} was used before, with another request")
 
 
+def _check(order: Order, amount: int) -> None:
+    if order.status == OrderStatus.PENDING:
+        raise NotAllowedNow(f"order {order.pk} is not paid, so there is nothing to refund")
+    if not order.stripe_payment_intent_id:
+        raise NotAllowedNow(f"order {order.pk} has no payment intent, so Stripe cannot be asked to refund it")
+    left = refundable(order)
+    if amount < left:
+        _refuse_while_undecided(order)
+    if amount > left:
+        raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
+
+
 def _refuse_while_undecided(order: Order) -> None:
     """A part of the order was refunded, taken from the sellers, and came back from the buyer's bank: the platform has
     that money. Another refund of a part would take it from the sellers once more.
@@ -171,6 +186,58 @@ def refundable(order: Order) -> int:
     """Minor units of the order that no refund has taken, or is about to take."""
     taken = order.refunds.exclude(status__in=GIVEN_UP).aggregate(total=Sum("amount"))["total"] or 0
     return max(order.amount - taken, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a refund would take of one transfer, and what was taken of it before (never sent, owed, or come back)."""
+
+    transfer: SellerTransfer
+    amount: int
+    taken: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A refund that nobody has asked for yet, in minor units; ``version`` changes with anything that decides it."""
+
+    version: str
+    parts: list[Part]
+    platform_amount: int
+
+
+def planned(order: Order, amount: int) -> Planned:
+    """Who would bear a refund of ``amount`` if it were asked for now, those under way taken to succeed first.
+
+    Raises:
+        NotAllowedNow: the order is not paid, or another refund has to be decided on first.
+        TooMuch: more than is left to refund.
+
+    """
+    _check(order, amount)
+    transfers = list(order.transfers.order_by("id").prefetch_related("reversals"))
+    counted = sum(
+        refund.amount
+        for refund in order.refunds.all()
+        if refund.succeeded_at is not None or refund.status not in GIVEN_UP
+    )
+    taken = [already_taken(transfer, transfer.reversals.all()) for transfer in transfers]
+    shares = [transfer.share for transfer in transfers]
+    # What those under way will take as well.
+    before = [
+        gone + more
+        for gone, more in zip(taken, plan(order, counted, list(zip(shares, taken, strict=True))), strict=True)
+    ]
+    due = plan(order, counted + amount, list(zip(shares, before, strict=True)))
+    decides = [order.pk, amount, counted, [[row.pk, *of] for row, *of in zip(transfers, before, due, strict=True)]]
+    return Planned(
+        version=hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32],
+        parts=[
+            Part(transfer=transfer, amount=part, taken=gone)
+            for transfer, part, gone in zip(transfers, due, taken, strict=True)
+        ],
+        platform_amount=amount - sum(due),
+    )
 
 
 def send(refund: Refund, gateway: TransferGateway) -> Refund:

@@ -100,6 +100,14 @@ def test_only_who_may_add_refunds_asks_for_one(person: str, scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("person", PEOPLE)
+def test_only_who_may_add_refunds_plans_one(person: str, scene: Scene) -> None:
+    response = scene.clients[person].get(f"/api/orders/{scene.order.pk}/refund-plan/")
+
+    expected = {"anonymous": 401, "buyer": 403, "staff": 403, "viewer": 403, "operator": 422}
+    problem(response, expected.get(person, 404), "too-much" if person == "operator" else "")
+
+
+@pytest.mark.parametrize("person", PEOPLE)
 def test_refunds_of_an_order_are_seen_by_its_buyer_and_staff(person: str, scene: Scene) -> None:
     response = scene.clients[person].get(f"/api/orders/{scene.order.pk}/refunds/")
 

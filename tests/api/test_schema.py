@@ -25,6 +25,7 @@ def test_every_endpoint_is_in_it(document: Any) -> None:
     assert {
         "/api/orders/",
         REFUNDS,
+        "/api/orders/{order_id}/refund-plan/",
         "/api/transfers/{id}/retry/",
         "/api/stats/",
         "/api/webhook-events/{id}/replay/",
