@@ -51,6 +51,14 @@ class UnknownOrder(MarketplaceError):
     """Stripe speaks of a payment of which we have no order (yet)."""
 
 
+class UnknownTransfer(MarketplaceError):
+    """Stripe speaks of a transfer of ours whose sending we have not settled yet."""
+
+
+class NotAllListed(MarketplaceError):
+    """The transfer has more reversals than the event lists: Stripe has to be asked for all of them."""
+
+
 class SignatureRefused(MarketplaceError):
     """The body does not bear a fresh signature of one of our webhook secrets."""
 

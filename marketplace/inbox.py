@@ -12,18 +12,31 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import DATABASE_TROUBLE, AlreadyThere, MalformedEvent, NotAllowedNow, UnknownOrder
+from marketplace.errors import (
+    DATABASE_TROUBLE,
+    AlreadyThere,
+    MalformedEvent,
+    NotAllListed,
+    NotAllowedNow,
+    UnknownOrder,
+    UnknownTransfer,
+)
 from marketplace.gateway import stripe_api
+from marketplace.gateway.contract import Failure, NotFound, Postponed, Refused, ReversalFacts
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
 from marketplace.models import Order, Seller, WebhookEvent, together
-from marketplace.services import funds, leases, outcomes, payments, refunds, sellers
+from marketplace.services import funds, leases, outcomes, payments, refunds, seen_at_stripe, sellers
 from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
 
 DUE = leases.Due(model=WebhookEvent, condition="status = 'failed' AND next_retry_at IS NOT NULL")
 UNKNOWN_ORDER = "unknown_order"
+UNKNOWN_TRANSFER = "unknown_transfer"
+NOT_ALL_LISTED = "not_all_listed"
+# A look that Stripe did not answer spends nothing, and comes again so soon.
+LOOK_AGAIN = timedelta(minutes=5)
 # Of the escapes that json.dumps writes: those that must not be taken apart or touched, and those that jsonb refuses.
 ESCAPES = re.compile(
     r"(?P<fine>\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\u(?:0000|d[89a-f][0-9a-f]{2})",
@@ -106,10 +119,32 @@ def claim(*, batch_size: int, lease: timedelta) -> list[WebhookEvent]:
     return leases.claim(WebhookEvent, due=DUE.condition, batch_size=batch_size, lease=lease)
 
 
-def apply_again(claimed: WebhookEvent) -> WebhookEvent:
+def reversals_wanted(claimed: WebhookEvent) -> str:
+    """Of which transfer (``tr_…``) Stripe has to be asked for all reversals before the event can be applied; mostly of
+    none. The caller asks, for no transaction is open here.
+    """
+    return str(claimed.payload["data"]["object"]["id"]) if claimed.last_error_code == NOT_ALL_LISTED else ""
+
+
+def not_looked_up(claimed: WebhookEvent, answer: Failure) -> WebhookEvent:
+    """Stripe did not tell what the event lacks; committed on return. Raises as ``apply_again``."""
+    with transaction.atomic(durable=True):
+        row = leases.held(WebhookEvent, claimed.pk, claimed.lease_token)
+        match answer:
+            case NotFound() | Refused():
+                _mark_failed(row, NOT_ALL_LISTED, NotAllListed(f"looking failed: {answer.message}"))
+            case _:
+                delay = timedelta(seconds=answer.seconds) if isinstance(answer, Postponed) else LOOK_AGAIN
+                error = outcomes.error(NOT_ALL_LISTED, answer.message, answer.request_id)
+                _mark(row, EventStatus.FAILED, answer.message, **error, next_retry_at=outcomes.in_(delay))
+    return row
+
+
+def apply_again(claimed: WebhookEvent, looked_up: tuple[ReversalFacts, ...] | None = None) -> WebhookEvent:
     """Try a claimed event again; committed on return. Raises ``StaleTransition`` where the lease was lost."""
     with transaction.atomic(durable=True):
         row = leases.held(WebhookEvent, claimed.pk, claimed.lease_token)
+        row.looked_up = looked_up
         _apply(row)
     logger.info("webhook_event_again", event_id=row.stripe_event_id, type=row.type, status=row.status)
     return row
@@ -198,6 +233,13 @@ def _mark_not_applied(row: WebhookEvent, error: Exception) -> None:
             _mark(row, EventStatus.IGNORED, str(error))
         case UnknownOrder():
             _mark_failed(row, UNKNOWN_ORDER, error)
+        case UnknownTransfer():
+            _mark_failed(row, UNKNOWN_TRANSFER, error)
+        case NotAllListed() if row.looked_up is None:
+            wanted = outcomes.error(NOT_ALL_LISTED, str(error))
+            _mark(row, EventStatus.FAILED, str(error), **wanted, next_retry_at=Now())
+        case NotAllListed():
+            _mark_failed(row, NOT_ALL_LISTED, error)
         case _:
             logger.error("webhook_event_failed", event_id=row.stripe_event_id, type=row.type, exc_info=error)
             _mark_failed(row, type(error).__name__, error)
@@ -293,6 +335,16 @@ def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     return "; ".join(_refund(row, refund) for refund in listed)
 
 
+def _transfer_reversed(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    """The object is the transfer; which reversal is new is found among those that it lists."""
+    facts = stripe_api.transfer_facts(body)
+    listed = stripe_api.embedded_reversals(body) if row.looked_up is None else row.looked_up
+    outcome = seen_at_stripe.record(facts, listed, actor=_actor(row))
+    if outcome is None:
+        raise Ignored(f"{facts.stripe_transfer_id} is no transfer of ours")
+    return outcome
+
+
 def _account_updated(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     if not sellers.record(stripe_api.account_facts(body, seen_at=row.stripe_created_at)):
         raise Ignored(f"{row.stripe_account_id} is no seller of ours, or we know newer")
@@ -327,6 +379,7 @@ HANDLERS: Mapping[str, Callable[[WebhookEvent, Mapping[str, Any]], str]] = {
     "refund.failed": _refund,
     "charge.refund.updated": _refund,
     "charge.refunded": _charge_refunded,
+    "transfer.reversed": _transfer_reversed,
     "account.updated": _account_updated,
     "account.application.deauthorized": _account_deauthorized,
     "balance.available": _balance_available,

@@ -384,7 +384,11 @@ def _event(body: dict[str, Any], stripe_account: str) -> ListedEvent:
 
 
 def _transfer(made: stripe.Transfer) -> TransferFacts:
-    body = made.to_dict()
+    return transfer_facts(made.to_dict())
+
+
+def transfer_facts(body: Mapping[str, Any]) -> TransferFacts:
+    """Raises as ``payment_facts``."""
     amount, amount_reversed = _whole(body["amount"]), _whole(body["amount_reversed"])
     if amount_reversed > amount:
         raise ValueError("more is reversed than was transferred")
@@ -398,8 +402,18 @@ def _transfer(made: stripe.Transfer) -> TransferFacts:
     )
 
 
+def embedded_reversals(body: Mapping[str, Any]) -> tuple[ReversalFacts, ...]:
+    """Those that stand in the transfer itself: the ten newest at most, the newest first
+    (docs.stripe.com/api/transfer_reversals/list). Raises as ``payment_facts``.
+    """
+    return tuple(map(_reversal_facts, (body.get("reversals") or {}).get("data") or ()))
+
+
 def _reversal(made: Any) -> ReversalFacts:
-    body = made.to_dict()
+    return _reversal_facts(made.to_dict())
+
+
+def _reversal_facts(body: Mapping[str, Any]) -> ReversalFacts:
     return ReversalFacts(
         stripe_reversal_id=_text(body["id"]),
         amount=_whole(body["amount"]),

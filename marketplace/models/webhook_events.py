@@ -1,5 +1,7 @@
 """The durable inbox: every verified event, once, with what became of it."""
 
+from typing import Any
+
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -25,6 +27,8 @@ class WebhookEvent(Lifecycle, Work):
     TRANSITIONS = EVENT_TRANSITIONS
     # What receiving tells besides the columns: it was there before, and nothing was done.
     was_there: bool = False
+    # What Stripe was asked for, where the event does not say enough.
+    looked_up: Any = None
 
     status = models.CharField(_("status"), max_length=30, choices=EventStatus, default=EventStatus.PROCESSED)
     stripe_event_id = models.CharField(_("Stripe event"), max_length=255, unique=True, help_text=_("evt_…"))

@@ -3,6 +3,7 @@
 The transfer's row is the work that a worker claims; the oldest open ``TransferReversal`` is what it is about.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
@@ -591,11 +592,13 @@ class _Settlement:
         self.transfer.change(reason=reason, actor=self.actor, attempt=attempt, **fields)
 
 
-def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor: str) -> None:
+def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: str) -> list[TransferReversal]:
     """Record reversals that Stripe shows and we have not confirmed: our own by operation id, others as made elsewhere.
+    Those that were new to us.
 
     Changes no amount of the transfer: the caller knows Stripe's total.
     """
+    adopted = []
     recorded = list(transfer.reversals.all())
     known = {each.stripe_reversal_id for each in recorded if each.status == ReversalStatus.SUCCEEDED}
     unconfirmed = {
@@ -610,9 +613,9 @@ def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor:
         reason = f"{facts.stripe_reversal_id} seen at Stripe"
         ours = unconfirmed.get(facts.operation_id)
         if ours is not None:
-            ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, **proof)
+            ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, waiting_for_funds_since=None, **proof)
         else:
-            create(
+            ours = create(
                 transfer,
                 amount=facts.amount,
                 cause=TransferReversal.Cause.SEEN_AT_STRIPE,
@@ -622,6 +625,8 @@ def adopt(transfer: SellerTransfer, listed: tuple[ReversalFacts, ...], *, actor:
                 status=ReversalStatus.SUCCEEDED,
                 **proof,
             )
+        adopted.append(ours)
+    return adopted
 
 
 # --- Retrying by an operator ------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ import structlog
 from django.conf import settings
 
 from marketplace import inbox
+from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import (
     CreateRefundAnswer,
+    Denied,
     NotFound,
     RefundCreated,
     RefundsListed,
@@ -21,6 +23,7 @@ from marketplace.gateway.contract import (
     TransferGateway,
     Unknown,
 )
+from marketplace.metrics import ANSWERS
 from marketplace.models import (
     EVENTS_CHANNEL,
     REFUNDING_CHANNEL,
@@ -32,7 +35,7 @@ from marketplace.models import (
 from marketplace.services import leases, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed
 from marketplace.workers.balances import BalanceQueue
-from marketplace.workers.loop import Worker
+from marketplace.workers.loop import Worker, persistently
 from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
@@ -153,14 +156,29 @@ class EventQueue:
     channel = EVENTS_CHANNEL
     due = inbox.DUE
 
+    def __init__(self, gateway: TransferGateway) -> None:
+        self._gateway = gateway
+
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[WebhookEvent]:
         return inbox.claim(batch_size=batch_size, lease=lease)
 
-    def is_held_back(self, claimed: WebhookEvent) -> bool:  # noqa: ARG002 - applying an event asks nothing of Stripe
+    def is_held_back(self, claimed: WebhookEvent) -> bool:  # noqa: ARG002 - hardly any asks something of Stripe
         return False
 
     def perform(self, claimed: WebhookEvent) -> None:
-        inbox.apply_again(claimed)
+        """Where the event does not say enough Stripe is asked here, before its transaction begins."""
+        stripe_transfer_id = inbox.reversals_wanted(claimed)
+        if not stripe_transfer_id:
+            inbox.apply_again(claimed)
+            return
+        answer = self._gateway.list_reversals(stripe_transfer_id)
+        ANSWERS.labels(work=self.name, answer=type(answer).__name__).inc()
+        if isinstance(answer, ReversalsListed):
+            persistently(lambda: inbox.apply_again(claimed, answer.reversals))
+            return
+        persistently(lambda: inbox.not_looked_up(claimed, answer))
+        if isinstance(answer, Denied):
+            raise StripeDenied(answer.message)
 
     def describe(self, claimed: WebhookEvent) -> dict[str, Any]:
         return {"event_id": claimed.stripe_event_id, "type": claimed.type, "attempt": claimed.retry_count + 1}
@@ -177,7 +195,7 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
     concurrency = concurrency or settings.REVERSAL_CONCURRENCY
     slots = CallSlots(concurrency)
     return Worker(
-        [ReversalQueue(gateway, slots), RefundQueue(gateway, slots), EventQueue(), BalanceQueue(gateway)],
+        [ReversalQueue(gateway, slots), RefundQueue(gateway, slots), EventQueue(gateway), BalanceQueue(gateway)],
         name="reversal worker",
         concurrency=concurrency,
         slots=slots,

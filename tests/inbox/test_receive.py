@@ -238,7 +238,7 @@ def test_a_payment_without_a_charge_brings_what_waited_for_it(deliver: Deliver, 
 
 
 def test_a_payment_applied_by_a_retry_brings_what_waited_for_it(
-    deliver: Deliver, simulator: Any, placed: Order
+    deliver: Deliver, simulator: Any, placed: Order, gateway: Any
 ) -> None:
     charge = pay(simulator, placed)
     _, refund = succeeded(simulator, charge["id"])
@@ -249,7 +249,7 @@ def test_a_payment_applied_by_a_retry_brings_what_waited_for_it(
     assert payment.status == EventStatus.FAILED
     Order.objects.filter(pk=placed.pk).update(amount=5000)
     make_due(pk=payment.pk)
-    EventQueue().perform(only(inbox.claim(batch_size=10, lease=timedelta(minutes=5))))
+    EventQueue(gateway).perform(only(inbox.claim(batch_size=10, lease=timedelta(minutes=5))))
     for row in (payment, early):
         row.refresh_from_db()
         assert row.status == EventStatus.PROCESSED
@@ -323,11 +323,13 @@ def contradiction(deliver: Deliver, simulator: Any, paid: Paid) -> WebhookEvent:
     return deliver(simulator.emit("refund.updated", simulator.get(refund["id"]) | {"amount": 5001}))
 
 
-def test_the_worker_applies_it_once_the_cause_is_gone(deliver: Deliver, simulator: Any, paid: Paid) -> None:
+def test_the_worker_applies_it_once_the_cause_is_gone(
+    deliver: Deliver, simulator: Any, paid: Paid, gateway: Any
+) -> None:
     row = contradiction(deliver, simulator, paid)
     Order.objects.filter(pk=paid[0].pk).update(amount=5001)
     make_due()
-    queue = EventQueue()
+    queue = EventQueue(gateway)
     queue.perform(only(queue.claim(batch_size=10, lease=timedelta(minutes=5))))
     row.refresh_from_db()
     assert (row.status, row.next_retry_at, row.last_error_code) == (EventStatus.PROCESSED, None, "")

@@ -44,7 +44,12 @@ class Mail:
         """Most of what Stripe tells is of no use to us: some of that is enough."""
         if kind == "balance.available":
             return self.scene.chance.random() < (0.5 if owner != "acct_platform" else 0.02)
-        return kind in HANDLERS or self.scene.chance.random() < 0.02
+        if kind in HANDLERS and self._is_subscribed(kind):
+            return True
+        return self.scene.chance.random() < 0.02 and kind not in HANDLERS
+
+    def _is_subscribed(self, kind: str) -> bool:
+        return kind in HANDLERS and (kind != "transfer.reversed" or self.scene.profile.hears_of_reversals)
 
     @property
     def arrived(self) -> list[Letter]:
@@ -92,7 +97,7 @@ class Mail:
             for (_, kind), table in tables
             if kind == "event"
             for event in table.rows.values()
-            if event["type"] in HANDLERS
+            if self._is_subscribed(event["type"])
         ]
         if events:
             self.letters.append(Letter(self.scene.chance.choice(events), self.scene.clock.now))

@@ -39,6 +39,8 @@ class Profile:
     settings: dict[str, Any]
     # The usual case: sellers were paid long before anything is refunded, without any trouble.
     is_paid_first: bool
+    # Whether the endpoint is subscribed to ``transfer.reversed``, which tells of much that is else found by looking.
+    hears_of_reversals: bool
 
 
 def profile(seed: int) -> Profile:
@@ -86,4 +88,5 @@ def profile(seed: int) -> Profile:
         },
         settings={"REVERSAL_MAX_RETRIES": retries, "TRANSFER_RETRY_MAX_RETRIES": retries},
         is_paid_first=chance.random() < 0.5,
+        hears_of_reversals=seed % 10 == 5,
     )

@@ -205,6 +205,8 @@ def _listening(scheduler: Scheduler) -> Iterator[None]:
             scheduler.counts[COUNTED[event]] += 1
         if event in NEVER:
             scheduler.breaches.append(f"the program says {event}: {_error(line)}")
+        if event == "lease_ended_by_event":
+            scheduler.told_by_events.add(f"seller transfer {line['transfer']}")
         if event == "late_settle":
             _was_late(scheduler, line["error"])
         raise structlog.DropEvent
@@ -219,11 +221,13 @@ def _listening(scheduler: Scheduler) -> Iterator[None]:
 
 def _was_late(scheduler: Scheduler, error: str) -> None:
     """A lease is lost by a process that stood still, or was told that what was done had failed. Never by one that only
-    waited for Stripe. A refund can be settled by its webhook meanwhile.
+    waited for Stripe. A refund can be settled by its webhook meanwhile, and a reversal by its own.
     """
     task = current()
     assert task is not None
     scheduler.note(f"late settle: {error}")
+    if any(error.endswith(f"the lease on {whose} is no longer ours") for whose in scheduler.told_by_events):
+        return
     if not (task.host.stalled or task.host.suspended or task.lost_a_commit or task.name.startswith("refund")):
         scheduler.breaches.append(f"6: {task.host.name} never stood still, and lost its lease: {error}")
 

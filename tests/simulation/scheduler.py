@@ -163,6 +163,8 @@ class Scheduler:
         self.writes = 0
         self.is_quiet = False
         self.breaches: list[str] = []
+        # Rows of which a webhook told what a worker was just asking for.
+        self.told_by_events: set[str] = set()
         self.on_line: Callable[[float, str, str], None] | None = None
 
     def close(self) -> None:

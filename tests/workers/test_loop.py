@@ -476,9 +476,9 @@ def test_many_rows_and_two_workers_make_each_reversal_once(
     assert simulator.audit()["suspicious"] == []
 
 
-def test_an_event_given_back_unbegun_is_due_at_once() -> None:
+def test_an_event_given_back_unbegun_is_due_at_once(gateway: Any) -> None:
     WebhookEventFactory(failed=True)
-    queue = reversal.EventQueue()
+    queue = reversal.EventQueue(gateway)
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     assert queue.claim(batch_size=1, lease=timedelta(minutes=5)) == []
     assert not queue.is_held_back(claimed)

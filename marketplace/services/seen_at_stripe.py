@@ -1,0 +1,162 @@
+"""Reversals that Stripe tells of by itself: made in its dashboard, by Stripe, by another program; and our own, of which
+no worker has heard yet.
+
+What was made elsewhere counts as taken back: what was owed and not sent is so much less, and the next refund's targets
+reckon with it. Facts only grow, so events may come in any order, and any number of times.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.db.models.functions import Now
+
+from marketplace.errors import ConflictingFacts, NotAllListed, UnknownTransfer
+from marketplace.gateway.contract import REVERSAL_GIVEN_UP, ReversalFacts, TransferFacts
+from marketplace.models import SellerTransfer, TransferReversal
+from marketplace.services import funds, leases, outcomes, reversals
+from marketplace.states import ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+
+def record(facts: TransferFacts, listed: Sequence[ReversalFacts], *, actor: str) -> str | None:
+    """Write down which of the ``listed`` reversals (newest first) we did not know of; what there was to do, or None
+    where the transfer is not ours. Runs in the caller's transaction.
+
+    A worker that holds the transfer for a reversal of ours that Stripe shows here loses its lease: what it will hear is
+    known already. For any other one it keeps it.
+
+    Raises:
+        UnknownTransfer: its sending is not settled yet.
+        NotAllListed: there are more than those listed and those known.
+        ConflictingFacts: another amount or currency than ours.
+
+    """
+    transfer = _locked(facts)
+    if transfer is None:
+        return None
+    before = list(transfer.reversals.order_by("id"))
+    _require_agreement(transfer, before, facts, listed)
+    is_older_than_ours = _require_all(before, facts, listed)
+    adopted = reversals.adopt(transfer, listed, actor=actor)
+    if not adopted:
+        return f"all reversals of {facts.stripe_transfer_id} were known"
+    ids = ", ".join(each.stripe_reversal_id for each in adopted)
+    elsewhere = sum(each.amount for each in adopted if each.cause == TransferReversal.Cause.SEEN_AT_STRIPE)
+    if elsewhere:
+        logger.warning("reversed_elsewhere", transfer=transfer.pk, amount=elsewhere, reversals=ids)
+    reason = f"{ids} seen at Stripe"
+    _owe_less(transfer, elsewhere, reason=reason, actor=actor)
+    newest = next(each.stripe_reversal_id for each in listed if each.is_done)
+    if is_older_than_ours and transfer.stripe_reversal_id not in {"", *(each.stripe_reversal_id for each in listed)}:
+        newest = transfer.stripe_reversal_id
+    _conclude(transfer, before, newest=newest, reason=reason, actor=actor)
+    done = {each.pk for each in adopted}
+    if any(each.pk in done and each.waiting_for_funds_since is not None for each in before):
+        funds.next_in_line(transfer)
+    return reason
+
+
+def _locked(facts: TransferFacts) -> SellerTransfer | None:
+    found = SellerTransfer.objects.select_for_update(no_key=True).filter(stripe_transfer_id=facts.stripe_transfer_id)
+    transfer = found.first()
+    if transfer is not None:
+        return transfer
+    try:
+        operation_id = UUID(facts.operation_id)
+    except ValueError:
+        return None
+    if SellerTransfer.objects.filter(operation_id=operation_id).exists():
+        raise UnknownTransfer(f"{facts.stripe_transfer_id} is a transfer of ours, whose sending is not settled yet")
+    return None
+
+
+def _require_agreement(
+    transfer: SellerTransfer, ours: Sequence[TransferReversal], facts: TransferFacts, listed: Sequence[ReversalFacts]
+) -> None:
+    if (facts.amount, facts.currency) != (transfer.amount, transfer.currency):
+        raise ConflictingFacts(
+            f"{facts.stripe_transfer_id} at Stripe is {facts.amount} {facts.currency}, transfer {transfer.pk} is"
+            f" {transfer.amount} {transfer.currency}"
+        )
+    by_operation = {str(each.operation_id): each for each in ours}
+    for told in listed:
+        own = by_operation.get(told.operation_id)
+        if own is not None and (told.amount, told.currency) != (own.amount, own.currency):
+            raise ConflictingFacts(
+                f"{told.stripe_reversal_id} at Stripe is {told.amount} {told.currency}, our reversal {own.pk} is"
+                f" {own.amount} {own.currency}"
+            )
+
+
+def _require_all(ours: Sequence[TransferReversal], facts: TransferFacts, listed: Sequence[ReversalFacts]) -> bool:
+    """Whether we know of more than Stripe's total counts: then the event is older. Raises ``NotAllListed``."""
+    known = {each.stripe_reversal_id: each.amount for each in ours if each.status == ReversalStatus.SUCCEEDED}
+    # Whether Stripe's total counts pending ones is not documented.
+    known |= {each.stripe_reversal_id: each.amount for each in listed if not each.is_given_up}
+    missing = facts.amount_reversed - sum(known.values())
+    if missing > 0:
+        raise NotAllListed(f"{missing} more of {facts.stripe_transfer_id} is reversed than is listed")
+    return missing < 0
+
+
+def _owe_less(transfer: SellerTransfer, amount: int, *, reason: str, actor: str) -> None:
+    """What was taken elsewhere is not taken again, the newest debts first. One that may be at Stripe stays as it was
+    sent: Stripe decides whether there is enough left for it.
+    """
+    for reversal in reversed(reversals.open_reversals(transfer)):
+        if reversal.first_attempted_at is not None:
+            continue
+        if reversal.amount <= amount:
+            reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=actor)
+            amount -= reversal.amount
+        elif amount:
+            reversal.change(reason=reason, actor=actor, amount=reversal.amount - amount)
+            amount = 0
+
+
+def _conclude(
+    transfer: SellerTransfer, before: Sequence[TransferReversal], *, newest: str, reason: str, actor: str
+) -> None:
+    """The transfer's own row, after what its reversals' rows say now."""
+    now = list(transfer.reversals.order_by("id"))
+    confirmed = sum(each.amount for each in now if each.status == ReversalStatus.SUCCEEDED)
+    # Rows of an older program may know of an amount without its reversals.
+    amount_reversed = max(transfer.amount_reversed, confirmed)
+    if amount_reversed > transfer.amount:
+        raise ConflictingFacts(f"{amount_reversed} would be reversed of {transfer}, which is {transfer.amount}")
+    proven: dict[str, Any] = {"amount_reversed": amount_reversed, "stripe_reversal_id": newest}
+    settled = {**proven, **outcomes.CLEARED_ERROR, **leases.RELEASED, "failed_leg": "", "next_retry_at": None}
+    owed = [each for each in now if each.status == ReversalStatus.PENDING]
+    failed = [
+        each for each in now if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
+    ]
+    if amount_reversed == transfer.amount:
+        for reversal in (*owed, *failed):
+            reversal.transition(ReversalStatus.CANCELED, reason="nothing is left to take back", actor=actor)
+        _move(transfer, TransferStatus.REVERSED, settled, reason=reason, actor=actor)
+    elif transfer.status == TransferStatus.PERMANENTLY_FAILED and failed:
+        transfer.change(reason=reason, actor=actor, **proven)
+    elif owed and transfer.status == TransferStatus.REVERSAL_PENDING and owed[0].pk == _oldest_open(before):
+        # In a worker's hands perhaps, and as due as it was.
+        transfer.change(reason=reason, actor=actor, **proven)
+    elif owed:
+        due = {**settled, "next_retry_at": Now(), "retry_count": 0}
+        _move(transfer, TransferStatus.REVERSAL_PENDING, due, reason=f"{reason}; more is owed", actor=actor)
+    else:
+        _move(transfer, TransferStatus.PARTIALLY_REVERSED, settled, reason=reason, actor=actor)
+
+
+def _oldest_open(rows: Sequence[TransferReversal]) -> int | None:
+    return next((each.pk for each in rows if each.status == ReversalStatus.PENDING), None)
+
+
+def _move(transfer: SellerTransfer, to: TransferStatus, fields: dict[str, Any], *, reason: str, actor: str) -> None:
+    if transfer.lease_token is not None:
+        logger.info("lease_ended_by_event", transfer=transfer.pk)
+    if transfer.status == to:
+        transfer.change(reason=reason, actor=actor, **fields)
+    else:
+        transfer.transition(to, reason=reason, actor=actor, **fields)
