@@ -6,8 +6,8 @@ import pytest
 
 from tests.simulation.run import Rig
 
-BLOCK = 100
-BLOCKS = 2
+BLOCK = 40
+BLOCKS = 5
 # What a block of seeds must have seen, or it has tried nothing.
 SEEN = {
     "claimed: reversal": 30,
