@@ -5,7 +5,7 @@ from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter,
 
 from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link
 from marketplace.admin.history import RefundHistoryInline
-from marketplace.models import Refund, TransferReversal
+from marketplace.models import Refund, RefundItem, TransferReversal
 from marketplace.states import RefundStatus, ReversalStatus
 
 
@@ -28,6 +28,12 @@ class RefundReversalInline(StatusAndMoney, ReadOnlyInline):
         return code(reversal.stripe_reversal_id)
 
 
+class RefundItemInline(ReadOnlyInline):
+    model = RefundItem
+    verbose_name_plural = _("items that it is for")
+    fields = readonly_fields = ("item", "quantity", "amount")
+
+
 @admin.register(Refund)
 class RefundAdmin(StatusAndMoney, ReadOnlyAdmin):
     statuses = RefundStatus
@@ -40,7 +46,7 @@ class RefundAdmin(StatusAndMoney, ReadOnlyAdmin):
     )
     search_fields = ("id__exact", "stripe_refund_id__exact")
     search_help_text = _("A refund's number or re_…, whole")
-    inlines = (RefundReversalInline, RefundHistoryInline)
+    inlines = (RefundItemInline, RefundReversalInline, RefundHistoryInline)
     fieldsets = (
         (
             None,

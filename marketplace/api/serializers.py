@@ -12,6 +12,7 @@ from marketplace.models import (
     OrderItem,
     Product,
     Refund,
+    RefundItem,
     Seller,
     SellerTransfer,
     TransferReversal,
@@ -216,12 +217,19 @@ class TransferDetailSerializer(TransferSerializer):
         return history(transfer)
 
 
+class RefundItemSerializer(Shown):
+    class Meta:
+        model = RefundItem
+        fields = ("item", "quantity", "amount")
+
+
 class RefundDetailSerializer(RefundSerializer):
+    items = RefundItemSerializer(many=True, help_text="What it is for; empty where it is by amount.")
     staff_only = (*RefundSerializer.staff_only, "history")
     history = serializers.SerializerMethodField(help_text="The newest entries first, at most a hundred.")
 
     class Meta(RefundSerializer.Meta):
-        fields = (*RefundSerializer.Meta.fields, "history")
+        fields = (*RefundSerializer.Meta.fields, "items", "history")
 
     @extend_schema_field(HistorySerializer(many=True))
     def get_history(self, refund: Refund) -> Any:
@@ -332,21 +340,51 @@ class RefundPlanQuerySerializer(StrictSerializer):
         max_value=LARGEST_AMOUNT,
         help_text="In the currency's minor unit. Left out: all that is left.",
     )
+    items = serializers.RegexField(
+        r"^[0-9]{1,18}:[1-9][0-9]{0,8}(,[0-9]{1,18}:[1-9][0-9]{0,8})*$",
+        required=False,
+        max_length=4000,
+        help_text="In place of an amount: the order's items with their quantities, such as `7:2,9:1`.",
+    )
+
+    def validate_items(self, items: str) -> list[tuple[int, int]]:
+        return [(int(number), int(quantity)) for number, quantity in (each.split(":") for each in items.split(","))]
+
+    def validate(self, query: dict[str, Any]) -> dict[str, Any]:
+        if "items" in query and "amount" in query:
+            raise serializers.ValidationError({"amount": ["expected either items or an amount, which items have"]})
+        return query
 
 
 # --- Bodies -------------------------------------------------------------------------------------------------
+
+
+class ChosenItemSerializer(StrictSerializer):
+    item = AmountField(help_text="The number of an item of the order.")
+    quantity = AmountField(help_text="How many of it.")
 
 
 class RefundRequestSerializer(StrictSerializer):
     amount = AmountField(required=False, help_text="In the currency's minor unit. Left out: all that is left.")
     currency = TextField(required=False, min_length=3, max_length=3, help_text="The order's own currency, as a check.")
     reason = TextField(required=False, allow_blank=True, max_length=500, default="")
+    items = ChosenItemSerializer(
+        many=True,
+        required=False,
+        default=[],
+        help_text="What is refunded: its sellers alone bear it. In place of an amount.",
+    )
     plan_version = TextField(
         required=False,
         max_length=64,
         default="",
         help_text="The `version` of a refund plan for this amount: 409 where the order has changed since.",
     )
+
+    def validate(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["items"] and "amount" in body:
+            raise serializers.ValidationError({"amount": ["expected either items or an amount, which items have"]})
+        return body
 
     def validate_currency(self, currency: str) -> str:
         expected = self.context["order"].currency

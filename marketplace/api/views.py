@@ -1,5 +1,6 @@
 """The views: who asks, what they may see, which service they call. No rule about money lives here."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -98,6 +99,7 @@ class ProductViewSet(RowsAndDetails[Product]):
 
 REFUND_EXAMPLES = [
     OpenApiExample("All that is left", value={}, request_only=True),
+    OpenApiExample("Two of an item", value={"items": [{"item": 7, "quantity": 2}]}, request_only=True),
     OpenApiExample(
         "As planned", value={"amount": 1250, "plan_version": "0f3b6f2c8ad94f1e7d5a0b9c6e8f1a2b"}, request_only=True
     ),
@@ -175,14 +177,16 @@ class OrderRefundViewSet(Rows[Refund]):
         key = _idempotency_key(request)
         body = serializers.RefundRequestSerializer(data=request.data, context={"order": order})
         body.is_valid(raise_exception=True)
+        items = [(each["item"], each["quantity"]) for each in body.validated_data["items"]]
         requested = refunds.request(
             order_id=order.pk,
-            amount=body.validated_data.get("amount") or _amount_left(order, request.user, key),
+            amount=body.validated_data.get("amount") or _amount(order, request.user, key, items),
             currency=order.currency,
             reason=body.validated_data["reason"],
             requested_by=request.user,
             request_key=key,
             plan_version=body.validated_data["plan_version"],
+            items=items,
         )
         refund = requested.refund
         code: int = status.HTTP_200_OK
@@ -211,10 +215,12 @@ class RefundPlanView(Bounded):
         access.demand(request.user, access.permission("add", Refund), access.permission("view", SellerTransfer))
         query = serializers.RefundPlanQuerySerializer(data=request.query_params)
         query.is_valid(raise_exception=True)
-        amount = query.validated_data.get("amount") or refunds.refundable(order)
+        chosen = refunds.choose(order, query.validated_data.get("items", []))
+        amount = sum(each.amount for each in chosen)
+        amount = amount or query.validated_data.get("amount") or refunds.refundable(order)
         if not amount:
             raise TooMuch(f"nothing is left to refund on order {order.pk}")
-        planned = refunds.planned(order, amount)
+        planned = refunds.planned(order, amount, chosen)
         parts = refund_plans.with_balances(order, planned, throttle.gateway())
         plan = {
             "order": order.pk,
@@ -235,11 +241,13 @@ def _idempotency_key(request: Request) -> str:
     return key
 
 
-def _amount_left(order: Order, user: User, key: str) -> int:
-    """Without an amount all that is left is meant; on a repeated request, what was left at the first."""
+def _amount(order: Order, user: User, key: str, items: Sequence[tuple[int, int]]) -> int:
+    """Without an amount the items' is meant, or all that is left; on a repeated request, what it was at the first."""
     earlier = selectors.refund_by_request(requested_by=user, request_key=key)
     if earlier is not None:
         return earlier.amount
+    if items:
+        return sum(each.amount for each in refunds.choose(order, items))
     # Only a proposal: the service looks again, under the order's lock.
     left = refunds.refundable(order)
     if not left:

@@ -2,7 +2,7 @@
 
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.funds import BalanceWatch
-from marketplace.models.refunds import REFUNDING_CHANNEL, Refund
+from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
 from marketplace.models.sales import Order, OrderItem, Product, Seller
 from marketplace.models.transfers import REVERSING_CHANNEL, SENDING_CHANNEL, SellerTransfer, TransferReversal
 from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
@@ -18,6 +18,7 @@ __all__ = [
     "OrderItem",
     "Product",
     "Refund",
+    "RefundItem",
     "RequestAllowance",
     "Seller",
     "SellerTransfer",

@@ -18,7 +18,7 @@ from marketplace.models.lifecycle import (
     tracked,
     wakes_workers,
 )
-from marketplace.models.sales import Order
+from marketplace.models.sales import Order, OrderItem
 from marketplace.money import Money
 from marketplace.states import REFUND_TRANSITIONS, RefundStatus
 
@@ -46,6 +46,13 @@ class Refund(Lifecycle, Work):
     amount = models.BigIntegerField(_("amount"), help_text=_("What the buyer gets, in the currency's minor unit."))
     currency = models.CharField(_("currency"), max_length=3)
     reason = models.CharField(_("reason"), max_length=500, blank=True, default="")
+    by_items = models.BooleanField(
+        _("by items"),
+        db_default=False,
+        default=False,
+        editable=False,
+        help_text=_("Of the goods listed, which their sellers bear; else of the order as a whole."),
+    )
     requested_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("requested by"),
@@ -140,3 +147,25 @@ class Refund(Lifecycle, Work):
     @property
     def idempotency_key(self) -> str:
         return f"{self.operation_id}:{self.key_generation}"
+
+
+class RefundItem(models.Model):
+    """What of an order's goods a refund is for. Written with the refund, and never changed."""
+
+    refund = models.ForeignKey(Refund, verbose_name=_("refund"), on_delete=models.PROTECT, related_name="items")
+    item = models.ForeignKey(OrderItem, verbose_name=_("order item"), on_delete=models.PROTECT, related_name="refunded")
+    quantity = models.PositiveIntegerField(_("quantity"))
+    amount = models.BigIntegerField(_("amount"), help_text=_("In the order's currency's minor unit."))
+
+    class Meta:
+        verbose_name = _("refunded item")
+        verbose_name_plural = _("refunded items")
+        ordering = ("id",)
+        triggers = [pgtrigger.Protect(name="stays_as_written", operation=pgtrigger.Update | pgtrigger.Delete)]
+        constraints = [
+            models.CheckConstraint(name="refund_item_positive", condition=Q(quantity__gt=0, amount__gt=0)),
+            models.UniqueConstraint(name="refund_item_once", fields=["refund", "item"]),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.quantity} x {self.item.product}"

@@ -47,6 +47,7 @@ from marketplace.models import (
     REFUNDING_CHANNEL,
     Order,
     Refund,
+    RefundItem,
     SellerTransfer,
     TransferReversal,
     taking_back,
@@ -96,15 +97,18 @@ def request(
     requested_by: User,
     request_key: str,
     plan_version: str = "",
+    items: Sequence[tuple[int, int]] = (),
 ) -> Requested:
     """Write down that a refund is to be asked for, before Stripe is; committed on return.
 
     The same key with the same facts gives the refund of the first request. With a ``plan_version`` it is asked for only
-    if the sellers' parts are still those of that plan.
+    if the sellers' parts are still those of that plan. ``items``, as (order item, quantity), are what is refunded:
+    their sellers alone bear it, and ``amount`` is what they cost.
 
     Raises:
         Order.DoesNotExist: no such order.
-        ConflictingFacts: the key was used with other facts, or the currency is not the order's.
+        ConflictingFacts: the key was used with other facts, the currency is not the order's, or the items are not, or
+            cost another amount.
         NotAllowedNow: the order is not paid.
         TooMuch: more than is left to refund.
         PlanChanged: the order is not as it was when the refund was planned, or the plan was for another amount.
@@ -114,7 +118,8 @@ def request(
         order = Order.locked(order_id)
         earlier = Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()
         if earlier is not None:
-            if (earlier.order_id, earlier.amount, earlier.currency, earlier.reason) != (
+            same_items = set(earlier.items.values_list("item_id", "quantity")) == set(items)
+            if not same_items or (earlier.order_id, earlier.amount, earlier.currency, earlier.reason) != (
                 order.pk,
                 amount,
                 currency,
@@ -125,7 +130,10 @@ def request(
         if currency != order.currency:
             raise ConflictingFacts(f"order {order.pk} is in {order.currency}, not {currency}")
         _check(order, amount)
-        if plan_version and planned(order, amount).version != plan_version:
+        chosen = choose(order, items)
+        if chosen and sum(each.amount for each in chosen) != amount:
+            raise ConflictingFacts(f"these items of order {order.pk} do not cost {amount} {currency}")
+        if plan_version and planned(order, amount, chosen).version != plan_version:
             raise PlanChanged(
                 f"order {order.pk} is not as it was when a refund of {amount} {order.currency} was planned, or the plan"
                 " was for another amount: nothing was asked for; look at a new plan first"
@@ -136,6 +144,7 @@ def request(
                     order=order,
                     amount=amount,
                     currency=currency,
+                    by_items=bool(chosen),
                     reason=reason,
                     requested_by=requested_by,
                     request_key=request_key,
@@ -143,6 +152,9 @@ def request(
                     next_retry_at=outcomes.in_(settings.REVERSAL_LEASE),
                     first_attempted_at=Now(),
                 )
+                for each in chosen:
+                    each.refund = refund
+                RefundItem.objects.bulk_create(chosen)
         except IntegrityError as error:
             if "refund_once_per_request_key" not in str(error):
                 raise
@@ -154,6 +166,31 @@ def request(
 
 def _used_before(request_key: str) -> ConflictingFacts:
     return ConflictingFacts(f"Idempotency-Key {request_key!r} was used before, with another request")
+
+
+def choose(order: Order, items: Sequence[tuple[int, int]]) -> list[RefundItem]:
+    """Rows, not written yet, for (order item, quantity).
+
+    Raises:
+        ConflictingFacts: not an item of this order, or one that is named twice.
+        TooMuch: more of an item than was sold and not refunded, or is about to be.
+
+    """
+    if not items:
+        return []
+    sold = {item.pk: item for item in order.items.all()}
+    standing = RefundItem.objects.filter(refund__order=order).exclude(refund__status__in=GIVEN_UP)
+    refunded = dict(standing.values_list("item_id").annotate(total=Sum("quantity")).order_by())
+    chosen = {}
+    for number, quantity in items:
+        if number not in sold or number in chosen:
+            raise ConflictingFacts(f"{number} is not an item of order {order.pk}, or is named twice")
+        item = sold[number]
+        left = item.quantity - refunded.get(number, 0)
+        if quantity > left:
+            raise TooMuch(f"{quantity} is more than the {left} of item {number} left to refund on order {order.pk}")
+        chosen[number] = RefundItem(item=item, quantity=quantity, amount=quantity * item.unit_amount)
+    return list(chosen.values())
 
 
 def _check(order: Order, amount: int) -> None:
@@ -206,8 +243,9 @@ class Planned:
     platform_amount: int
 
 
-def planned(order: Order, amount: int) -> Planned:
-    """Who would bear a refund of ``amount`` if it were asked for now, those under way taken to succeed first.
+def planned(order: Order, amount: int, chosen: Sequence[RefundItem] = ()) -> Planned:
+    """Who would bear a refund of ``amount``, or of the ``chosen`` items that cost it, if it were asked for now, those
+    under way taken to succeed first.
 
     Raises:
         NotAllowedNow: the order is not paid, or another refund has to be decided on first.
@@ -216,20 +254,18 @@ def planned(order: Order, amount: int) -> Planned:
     """
     _check(order, amount)
     transfers = list(order.transfers.order_by("id").prefetch_related("reversals"))
-    counted = sum(
-        refund.amount
-        for refund in order.refunds.all()
-        if refund.succeeded_at is not None or refund.status not in GIVEN_UP
-    )
+    losses = _losses([each for each in order.refunds.all() if each.succeeded_at or each.status not in GIVEN_UP])
+    loss = _loss(amount, [(item.item.seller_id, item.amount) for item in chosen])
     taken = [already_taken(transfer, transfer.reversals.all()) for transfer in transfers]
-    shares = [transfer.share for transfer in transfers]
+    shares = [(transfer.seller_id, transfer.share) for transfer in transfers]
     # What those under way will take as well.
-    before = [
-        gone + more
-        for gone, more in zip(taken, plan(order, counted, list(zip(shares, taken, strict=True))), strict=True)
-    ]
-    due = plan(order, counted + amount, list(zip(shares, before, strict=True)))
-    decides = [order.pk, amount, counted, [[row.pk, *of] for row, *of in zip(transfers, before, due, strict=True)]]
+    more = plan(order, losses, [(*of, gone) for of, gone in zip(shares, taken, strict=True)])
+    before = [gone + part for gone, part in zip(taken, more, strict=True)]
+    due = plan(order, [*losses, loss], [(*of, gone) for of, gone in zip(shares, before, strict=True)])
+    counted = sum(each.amount for each in losses)
+    of_goods = sorted((item.item_id, item.quantity) for item in chosen)
+    parts_of = [[row.pk, *of] for row, *of in zip(transfers, before, due, strict=True)]
+    decides = [order.pk, amount, counted, of_goods, parts_of]
     return Planned(
         version=hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32],
         parts=[
@@ -548,8 +584,8 @@ def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
     order, transfers = found.order, found.transfers
     due = plan(
         order,
-        sum(each.amount for each in found.refunds if each.succeeded_at is not None),
-        [(transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers],
+        _losses([each for each in found.refunds if each.succeeded_at is not None]),
+        [(transfer.seller_id, transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers],
     )
     for (transfer, _), amount in zip(transfers, due, strict=True):
         if amount:
@@ -564,19 +600,46 @@ def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
     logger.info("refund_succeeded", refund=refund.pk, order=order.pk, owed=sum(due), transfers=len(transfers))
 
 
-def plan(order: Order, total_refunded: int, transfers: Sequence[tuple[int, int]]) -> list[int]:
-    """What each transfer, given as (share of the order, taken back so far), owes now; minor units.
+def _losses(refunds: Sequence[Refund]) -> list[Loss]:
+    """What went back to the buyer by these refunds; of those by items, whose goods."""
+    by_items = [refund.pk for refund in refunds if refund.by_items]
+    goods: dict[int, list[tuple[int, int]]] = {number: [] for number in by_items}
+    if by_items:
+        listed = RefundItem.objects.filter(refund__in=by_items)
+        for number, seller, amount in listed.values_list("refund_id", "item__seller_id", "amount"):
+            goods[number].append((seller, amount))
+    return [_loss(refund.amount, goods.get(refund.pk, ())) for refund in refunds]
+
+
+def _loss(amount: int, goods: Sequence[tuple[int, int]]) -> Loss:
+    items: dict[int, int] = {}
+    for seller, of_it in goods:
+        items[seller] = items.get(seller, 0) + of_it
+    return Loss(amount=amount, items=items)
+
+
+def plan(order: Order, losses: Sequence[Loss], transfers: Sequence[tuple[int, int, int]]) -> list[int]:
+    """What each transfer, given as (seller, share of the order, taken back so far), owes now; minor units.
 
     The target depends on all that was refunded alone, not on the steps that led there: computing it twice changes
     nothing, and rounding cannot pile up. Who bears the commission stands in the order (``shares.RefundCommission``).
     """
-    sale = Sale(
-        amount=order.amount,
-        commission=RefundCommission(order.refund_commission),
-        shares={number: share for number, (share, _) in enumerate(transfers)},
-    )
-    given = targets(sale, [Loss(amount=total_refunded)])
-    return [max(given[number] - taken, 0) for number, (_, taken) in enumerate(transfers)]
+    shares: dict[int, int] = {}
+    gone: dict[int, int] = {}
+    for seller, share, taken in transfers:
+        shares[seller] = shares.get(seller, 0) + share
+        gone[seller] = gone.get(seller, 0) + taken
+    gross: dict[int, int] = {}
+    if any(loss.items for loss in losses):
+        gross = dict(order.items.values_list("seller_id").annotate(total=Sum("amount")).order_by())
+    commission = RefundCommission(order.refund_commission)
+    given = targets(Sale(amount=order.amount, commission=commission, shares=shares, gross=gross), losses)
+    due = []
+    for seller, share, taken in transfers:
+        part = max(min(given[seller] - gone[seller], share - taken), 0)
+        gone[seller] += part
+        due.append(part)
+    return due
 
 
 def already_taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> int:

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import ProgrammingError, transaction
 from rest_framework.test import APIClient
 
-from marketplace.models import Order, Refund, Seller, TransferReversal
+from marketplace.errors import ConflictingFacts
+from marketplace.models import Order, Refund, RefundItem, Seller, TransferReversal
 from marketplace.services import refund_plans, refunds
 from marketplace.states import ReversalStatus
 from tests.api.conftest import problem
-from tests.factories import RefundFactory, SellerTransferFactory, order_with_items
+from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, order_with_items
 
 BALANCE = "GET /v1/balance"
 
@@ -178,6 +180,73 @@ def test_money_that_comes_back_meanwhile_changes_no_plan(operator: APIClient, or
     assert refunds.planned(order, 500).version == before.version
 
 
+# --- By items ---------------------------------------------------------------------------------------------------------
+
+
+def test_refunded_items_are_borne_by_their_sellers_alone_as_planned(operator: APIClient, order: Order) -> None:
+    _, item = order.items.all()
+    plan = ask(operator, order, items=f"{item.pk}:1").json()
+    assert (plan["amount"], [each["amount"] for each in plan["parts"]]) == (2000, [0, 2000])
+
+    body = {"items": [{"item": item.pk, "quantity": 1}], "plan_version": plan["version"]}
+    response = refund(operator, order, **body)
+
+    assert (response.status_code, response.json()["amount"]) == (201, 2000)
+    assert owed() == [2000]
+    shown = operator.get(response["Location"]).json()
+    assert shown["items"] == [{"item": item.pk, "quantity": 1, "amount": 2000}]
+    assert refund(operator, order, **body).status_code == 200
+    problem(refund(operator, order, amount=2000), 409, "conflicting-facts")
+    problem(refund(operator, order, key="key-2", items=body["items"]), 422, "too-much")
+    # By amount what is left is the other's.
+    assert refund(operator, order, key="key-3", amount=1000).status_code == 201
+    assert owed() == [2000, 1000]
+
+
+def test_a_plan_by_amount_is_none_by_items(operator: APIClient, order: Order) -> None:
+    _, item = order.items.all()
+    plan = ask(operator, order, amount=2000).json()
+    body = {"items": [{"item": item.pk, "quantity": 1}], "plan_version": plan["version"]}
+    problem(refund(operator, order, **body), 409, "plan-changed")
+
+
+def test_items_of_another_order_or_named_twice_are_refused(operator: APIClient, order: Order) -> None:
+    item, _ = order.items.all()
+    other = order_with_items((1000,), paid=True).items.get()
+    for items in (f"{other.pk}:1", f"{item.pk}:1,{item.pk}:1"):
+        problem(ask(operator, order, items=items), 409, "conflicting-facts")
+    assert not Refund.objects.exists()
+
+
+def test_items_that_do_not_cost_the_amount_are_refused(order: Order) -> None:
+    item, _ = order.items.all()
+    with pytest.raises(ConflictingFacts, match="do not cost 5"):
+        refunds.request(
+            order_id=order.pk,
+            amount=5,
+            currency="eur",
+            reason="",
+            requested_by=UserFactory(),
+            request_key="key",
+            items=[(item.pk, 1)],
+        )
+
+
+def test_either_items_or_an_amount(operator: APIClient, order: Order) -> None:
+    item, _ = order.items.all()
+    problem(refund(operator, order, amount=5, items=[{"item": item.pk, "quantity": 1}]), 400, "invalid-request")
+    problem(ask(operator, order, amount=5, items=f"{item.pk}:1"), 400, "invalid-request")
+
+
+def test_an_item_that_was_refunded_stays_as_written(operator: APIClient, order: Order) -> None:
+    item, _ = order.items.all()
+    refund(operator, order, items=[{"item": item.pk, "quantity": 1}])
+    for act in (lambda: RefundItem.objects.update(quantity=2), lambda: RefundItem.objects.all().delete()):
+        with pytest.raises(ProgrammingError, match="Cannot"), transaction.atomic():
+            act()
+    assert str(RefundItem.objects.get()) == f"1 x {item.product}"
+
+
 # --- Refused ----------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +254,9 @@ def test_an_order_that_is_not_paid_has_no_plan(operator: APIClient) -> None:
     problem(ask(operator, order_with_items((1000,))), 409, "not-allowed-now")
 
 
-@pytest.mark.parametrize("query", [{"amount": "0"}, {"amount": "a lot"}, {"amount": str(2**63)}, {"sum": "5"}])
+@pytest.mark.parametrize(
+    "query",
+    [{"amount": "0"}, {"items": "7"}, {"items": "7:0"}, {"amount": "a lot"}, {"amount": str(2**63)}, {"sum": "5"}],
+)
 def test_nonsense_is_refused(query: dict[str, str], operator: APIClient, order: Order) -> None:
     problem(ask(operator, order, **query), 400, "invalid-request")

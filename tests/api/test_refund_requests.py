@@ -176,7 +176,9 @@ def test_a_reason_is_short_text(reason: Any, operator: APIClient) -> None:
 def test_an_unknown_field_is_refused_by_name(operator: APIClient) -> None:
     refused = problem(ask(operator, order_with_items(paid=True), {"amout": 100}), 400, "invalid-request")
 
-    assert refused["errors"] == {"amout": ["unknown field: expected only amount, currency, reason, plan_version"]}
+    assert refused["errors"] == {
+        "amout": ["unknown field: expected only amount, currency, reason, items, plan_version"]
+    }
     assert not Refund.objects.exists()
 
 

@@ -17,6 +17,7 @@ from marketplace.models import (
     Order,
     Product,
     Refund,
+    RefundItem,
     RequestAllowance,
     Seller,
     SellerTransfer,
@@ -70,6 +71,17 @@ def request_key_twice() -> Violation:
     return lambda: RefundFactory(requested_by=taken.requested_by, request_key=taken.request_key)
 
 
+def refund_item(**wrong: Any) -> Violation:
+    written = {"refund": RefundFactory(), "item": OrderItemFactory(), "quantity": 1, "amount": 100, **wrong}
+    return lambda: RefundItem.objects.create(**written)
+
+
+def refund_item_twice() -> Violation:
+    again = refund_item(refund=RefundFactory(), item=OrderItemFactory())
+    again()
+    return again
+
+
 def transfer_id_twice() -> Violation:
     return lambda: SellerTransferFactory(
         completed=True, stripe_transfer_id=SellerTransferFactory(completed=True).stripe_transfer_id
@@ -111,6 +123,8 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "refund_stripe_id_once": refund_id_twice,
     "refund_once_per_request_key": request_key_twice,
     "refund_lease_whole": lambda: lambda: RefundFactory(**half_a_lease()),
+    "refund_item_positive": lambda: refund_item(quantity=0),
+    "refund_item_once": refund_item_twice,
     "refund_currency": lambda: lambda: RefundFactory(currency="euro"[:3].upper()),
     "transfer_amount_positive": lambda: lambda: SellerTransferFactory(amount=0, order=OrderFactory(paid=True)),
     "transfer_kept_back_not_negative": lambda: lambda: SellerTransferFactory(amount_kept_back=-1),

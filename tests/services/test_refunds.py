@@ -25,7 +25,7 @@ from marketplace.errors import (
 from marketplace.gateway.contract import RefundFacts, Unknown
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
 from marketplace.services import refunds
-from marketplace.shares import RefundCommission
+from marketplace.shares import Loss, RefundCommission
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from marketplace.workers import reversal
 from tests.factories import (
@@ -323,11 +323,14 @@ def test_no_seller_owes_more_than_the_share_and_all_of_it_at_the_end(
     refunded = 0
     for step in [*steps, order.amount]:
         refunded = min(refunded + step, order.amount)
-        due = refunds.plan(order, refunded, list(zip(shares, taken, strict=True)))
+        losses = [Loss(amount=refunded)]
+        due = refunds.plan(order, losses, list(zip(range(len(shares)), shares, taken, strict=True)))
         taken = [before + more for before, more in zip(taken, due, strict=True)]
         assert all(more >= 0 for more in due)
         assert all(part <= share for part, share in zip(taken, shares, strict=True))
-        assert refunds.plan(order, refunded, list(zip(shares, taken, strict=True))) == [0] * len(shares)
+        assert refunds.plan(order, losses, list(zip(range(len(shares)), shares, taken, strict=True))) == [0] * len(
+            shares
+        )
     assert taken == shares
 
 
