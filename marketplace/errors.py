@@ -55,6 +55,10 @@ class UnknownTransfer(MarketplaceError):
     """Stripe speaks of a transfer of ours whose sending we have not settled yet."""
 
 
+class Unwanted(MarketplaceError):
+    """A reversal is no longer owed as it was: its order has to be locked before it is settled."""
+
+
 class NotAllListed(MarketplaceError):
     """The transfer has more reversals than the event lists: Stripe has to be asked for all of them."""
 

@@ -98,9 +98,18 @@ ALLOWED_TRANSITIONS: Transitions[TransferStatus] = _transitions(
         _T.PENDING: {_T.COMPLETED, _T.FAILED, _T.CANCELED, _T.PERMANENTLY_FAILED},
         _T.FAILED: {_T.COMPLETED, _T.CANCELED, _T.PERMANENTLY_FAILED},
         _T.COMPLETED: {_T.REVERSAL_PENDING, _T.PARTIALLY_REVERSED, _T.REVERSED},
-        _T.REVERSAL_PENDING: {_T.REVERSED, _T.PARTIALLY_REVERSED, _T.PERMANENTLY_FAILED},
+        # Back to completed where nothing was taken, and nothing is owed any more: the refund failed.
+        _T.REVERSAL_PENDING: {_T.REVERSED, _T.PARTIALLY_REVERSED, _T.COMPLETED, _T.PERMANENTLY_FAILED},
         _T.PARTIALLY_REVERSED: {_T.REVERSAL_PENDING, _T.REVERSED},
-        _T.PERMANENTLY_FAILED: {_T.REVERSAL_PENDING, _T.FAILED, _T.PARTIALLY_REVERSED, _T.REVERSED},
+        # Canceled is a payment back to the seller that an operator declined, or that a new refund made needless.
+        _T.PERMANENTLY_FAILED: {
+            _T.REVERSAL_PENDING,
+            _T.FAILED,
+            _T.PARTIALLY_REVERSED,
+            _T.REVERSED,
+            _T.COMPLETED,
+            _T.CANCELED,
+        },
         _T.REVERSED: set(),
         _T.CANCELED: set(),
     }

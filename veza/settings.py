@@ -163,6 +163,8 @@ COMMISSION_BASIS_POINTS = env.integer("COMMISSION_BASIS_POINTS", "1000", minimum
 # imported while settings are read; a test compares them.
 REFUND_COMMISSION_POLICIES = ("proportional", "platform_keeps", "platform_bears")
 REFUND_COMMISSION = env.choice("REFUND_COMMISSION", "proportional", REFUND_COMMISSION_POLICIES)
+# What becomes of what sellers gave for a refund that failed afterwards.
+GIVE_BACK = env.choice("GIVE_BACK", "automatic", ("automatic", "ask"))
 
 # --- Workers ----------------------------------------------------------------------------------------------------------
 

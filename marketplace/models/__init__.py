@@ -4,11 +4,18 @@ from marketplace.models.coordination import CircuitBreaker, RequestAllowance, Wo
 from marketplace.models.funds import BalanceWatch
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
 from marketplace.models.sales import Order, OrderItem, Product, Seller
-from marketplace.models.transfers import REVERSING_CHANNEL, SENDING_CHANNEL, SellerTransfer, TransferReversal
+from marketplace.models.transfers import (
+    GIVE_BACK_UNDECIDED,
+    REVERSING_CHANNEL,
+    SENDING_CHANNEL,
+    SellerTransfer,
+    TransferReversal,
+)
 from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
 
 __all__ = [
     "EVENTS_CHANNEL",
+    "GIVE_BACK_UNDECIDED",
     "REFUNDING_CHANNEL",
     "REVERSING_CHANNEL",
     "SENDING_CHANNEL",

@@ -90,7 +90,7 @@ class Refund(Lifecycle, Work):
         _("first succeeded at"),
         null=True,
         blank=True,
-        help_text=_("From then on the sellers owe their part, whatever becomes of the refund later."),
+        help_text=_("From then on the sellers owe their part, unless the refund fails or is canceled."),
     )
 
     class Meta:

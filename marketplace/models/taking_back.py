@@ -43,6 +43,7 @@ def _instances(model: type[M], rows: Sequence[Sequence[Any]]) -> list[M]:
 # How an order is found: one look-up after the other, each by its index. In one condition together none could be used.
 BY_PAYMENT_INTENT = "stripe_payment_intent_id = %s"
 BY_CHARGE = "stripe_charge_id = %s"
+BY_ID = "id = %s"
 BY_REFUND = "id = (SELECT order_id FROM marketplace_refund WHERE stripe_refund_id = %s)"
 _ORDER, _REFUND, _TRANSFER, _REVERSAL = map(_select, (Order, Refund, SellerTransfer, TransferReversal))
 _OF_ORDER = "order_id = (SELECT id FROM marketplace_order WHERE {by})"
@@ -54,16 +55,16 @@ _PAID = "FROM marketplace_order WHERE {by} AND status <> 'pending'"
 _NEXT_REFUND_ID = f"SELECT nextval('marketplace_refund_id_seq') {_PAID}"
 
 
-def found(by: str, stripe_id: str) -> Found | None:
+def found(by: str, named: str | int) -> Found | None:
     """The order that a payment intent, charge or refund of Stripe belongs to, with what was taken back of it; order,
     refunds and transfers locked until the transaction ends. None where there is no such order.
     """
     orders, refunds, transfers, reversals, numbers = together.ask(
-        (f"{_ORDER} WHERE {by} FOR NO KEY UPDATE", [stripe_id]),
-        (_REFUNDS.format(by=by), [stripe_id]),
-        (_TRANSFERS.format(by=by), [stripe_id]),
-        (_REVERSALS.format(by=by), [stripe_id]),
-        (_NEXT_REFUND_ID.format(by=by), [stripe_id]),
+        (f"{_ORDER} WHERE {by} FOR NO KEY UPDATE", [named]),
+        (_REFUNDS.format(by=by), [named]),
+        (_TRANSFERS.format(by=by), [named]),
+        (_REVERSALS.format(by=by), [named]),
+        (_NEXT_REFUND_ID.format(by=by), [named]),
     )
     if not orders:
         return None

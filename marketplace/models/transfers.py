@@ -24,6 +24,38 @@ from marketplace.states import ALLOWED_TRANSITIONS, REVERSAL_TRANSITIONS, Revers
 
 SENDING_CHANNEL = "veza_transfers"
 REVERSING_CHANNEL = "veza_reversals"
+# The code of a payment back to a seller of which an operator decides (GIVE_BACK=ask).
+GIVE_BACK_UNDECIDED = "give_back_undecided"
+
+
+def given_back_once(name: str) -> pgtrigger.Trigger:
+    """What is given back of a reversal, or of what was kept back, is never more than that, whoever writes the row. The
+    row that it is about is locked, so that no two transactions look at once.
+    """
+    return pgtrigger.Trigger(
+        name=name,
+        level=pgtrigger.Row,
+        when=pgtrigger.Before,
+        operation=pgtrigger.Insert,
+        condition=pgtrigger.Condition("NEW.gives_back_of_id IS NOT NULL"),
+        declare=[("most", "BIGINT"), ("given", "BIGINT")],
+        func="""
+            IF NEW.undoes_id IS NULL THEN
+                SELECT amount_kept_back + CASE WHEN status = 'canceled' AND NOT declined THEN amount ELSE 0 END
+                INTO most FROM marketplace_sellertransfer WHERE id = NEW.gives_back_of_id FOR NO KEY UPDATE;
+            ELSE
+                SELECT CASE WHEN status = 'succeeded' AND transfer_id = NEW.gives_back_of_id THEN amount ELSE 0 END
+                INTO most FROM marketplace_transferreversal WHERE id = NEW.undoes_id FOR NO KEY UPDATE;
+            END IF;
+            SELECT COALESCE(sum(amount + amount_kept_back), 0) INTO given FROM marketplace_sellertransfer
+            WHERE gives_back_of_id = NEW.gives_back_of_id AND undoes_id IS NOT DISTINCT FROM NEW.undoes_id;
+            IF given + NEW.amount + NEW.amount_kept_back > most THEN
+                RAISE EXCEPTION 'more would be given back than was taken: % and %, of %',
+                    given, NEW.amount + NEW.amount_kept_back, most USING ERRCODE = 'check_violation';
+            END IF;
+            RETURN NEW;
+            """,
+    )
 
 
 @tracked(
@@ -101,12 +133,41 @@ class SellerTransfer(Lifecycle, Work):
         default="",
         help_text=_("What a retry resumes."),
     )
+    gives_back_of = models.ForeignKey(
+        "self",
+        verbose_name=_("gives back of"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="given_back",
+        help_text=_("The transfer whose seller is paid again, after a refund failed or a dispute was won."),
+    )
+    undoes = models.ForeignKey(
+        "TransferReversal",
+        verbose_name=_("undoes"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="undone_by",
+        help_text=_("The reversal that is given back. Empty where the money had been kept back before it was sent."),
+    )
+    declined = models.BooleanField(
+        _("declined"),
+        default=False,
+        db_default=False,
+        help_text=_("An operator decided that the seller is not paid again."),
+    )
 
     class Meta:
         verbose_name = _("seller transfer")
         verbose_name_plural = _("seller transfers")
         ordering = ("-id",)
-        permissions = [("retry_sellertransfer", "Can retry a seller transfer")]
+        permissions = [
+            ("retry_sellertransfer", "Can retry a seller transfer"),
+            ("decline_sellertransfer", "Can decline to pay a seller again"),
+        ]
         triggers = [
             listed_steps_only(ALLOWED_TRANSITIONS),
             never_changes_once_set("stripe_transfer_id", "transfer_id_stays"),
@@ -118,6 +179,7 @@ class SellerTransfer(Lifecycle, Work):
                     "OLD.amount <> NEW.amount AND (OLD.stripe_transfer_id <> '' OR OLD.in_doubt)"
                 ),
             ),
+            given_back_once("given_back_once"),
             wakes_workers("wakes_sending", SENDING_CHANNEL, ["pending", "failed"]),
             wakes_workers("wakes_reversing", REVERSING_CHANNEL, ["reversal_pending"]),
         ]
@@ -154,6 +216,13 @@ class SellerTransfer(Lifecycle, Work):
                 name="transfer_waiting_has_due_time",
                 condition=~Q(status__in=["pending", "failed", "reversal_pending"]) | Q(next_retry_at__isnull=False),
             ),
+            models.CheckConstraint(
+                name="transfer_undoes_of_a_transfer", condition=Q(undoes=None) | Q(gives_back_of__isnull=False)
+            ),
+            models.CheckConstraint(
+                name="transfer_declined_is_canceled",
+                condition=Q(declined=False) | Q(status="canceled", gives_back_of__isnull=False),
+            ),
             models.UniqueConstraint(
                 name="transfer_stripe_id_once",
                 fields=["stripe_transfer_id"],
@@ -180,6 +249,7 @@ class SellerTransfer(Lifecycle, Work):
                 fields=["seller", "id"],
                 condition=Q(status="reversal_pending", last_error_code="insufficient_funds"),
             ),
+            models.Index(name="transfers_given_back", fields=["gives_back_of"], condition=~Q(gives_back_of=None)),
             # What people look for first.
             models.Index(name="transfers_for_a_person", fields=["-id"], condition=Q(status="permanently_failed")),
         ]
@@ -199,6 +269,17 @@ class SellerTransfer(Lifecycle, Work):
     @property
     def amount_unreversed(self) -> int:
         return self.amount - self.amount_reversed
+
+    @property
+    def is_unsent(self) -> bool:
+        """It surely never left, and may be changed: not sent yet, or an operator decides first."""
+        is_waiting = self.status in {TransferStatus.PENDING, TransferStatus.FAILED} and not self.in_doubt
+        return is_waiting or self.is_undecided
+
+    @property
+    def is_undecided(self) -> bool:
+        """A payment back to the seller that waits for an operator's decision."""
+        return self.status == TransferStatus.PERMANENTLY_FAILED and self.last_error_code == GIVE_BACK_UNDECIDED
 
     @property
     def idempotency_key(self) -> str:
@@ -245,6 +326,12 @@ class TransferReversal(Lifecycle):
         help_text=_("Before the next send, see whether Stripe has it already."),
     )
     waiting_for_funds_since = models.DateTimeField(_("waiting for funds since"), null=True, blank=True)
+    unwanted_amount = models.BigIntegerField(
+        _("no longer owed"),
+        default=0,
+        db_default=0,
+        help_text=_("Of the amount, since it may have been sent. Where Stripe does not show it, it is canceled."),
+    )
     stripe_reversal_id = models.CharField(
         _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
     )
@@ -271,6 +358,14 @@ class TransferReversal(Lifecycle):
         ]
         constraints = [
             models.CheckConstraint(name="reversal_amount_positive", condition=Q(amount__gt=0)),
+            models.CheckConstraint(
+                name="reversal_unwanted_within_amount",
+                condition=Q(unwanted_amount__gte=0, unwanted_amount__lte=F("amount")),
+            ),
+            models.CheckConstraint(
+                name="reversal_unwanted_while_open",
+                condition=Q(unwanted_amount=0) | Q(status__in=["pending", "failed"]),
+            ),
             models.CheckConstraint(name="reversal_status_listed", condition=Q(status__in=ReversalStatus.values)),
             models.CheckConstraint(
                 name="reversal_done_with_proof", condition=~Q(status="succeeded") | ~Q(stripe_reversal_id="")

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, assert_never
 from uuid import UUID
@@ -26,7 +26,6 @@ from marketplace.errors import (
     UnknownOrder,
 )
 from marketplace.gateway.contract import (
-    REVERSAL_GIVEN_UP,
     Busy,
     CreateRefundAnswer,
     Denied,
@@ -49,13 +48,11 @@ from marketplace.models import (
     Refund,
     RefundItem,
     SellerTransfer,
-    TransferReversal,
     taking_back,
     together,
 )
-from marketplace.services import leases, outcomes, reversals
-from marketplace.shares import Loss, RefundCommission, Sale, targets
-from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+from marketplace.services import clawback, leases, outcomes
+from marketplace.states import OrderStatus, RefundStatus
 
 logger = structlog.get_logger(__name__)
 
@@ -76,7 +73,7 @@ RANK = {
         )
     )
 }
-GIVEN_UP = (RefundStatus.FAILED, RefundStatus.CANCELED)
+GIVEN_UP = clawback.NOT_REFUNDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,24 +196,8 @@ def _check(order: Order, amount: int) -> None:
     if not order.stripe_payment_intent_id:
         raise NotAllowedNow(f"order {order.pk} has no payment intent, so Stripe cannot be asked to refund it")
     left = refundable(order)
-    if amount < left:
-        _refuse_while_undecided(order)
     if amount > left:
         raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
-
-
-def _refuse_while_undecided(order: Order) -> None:
-    """A part of the order was refunded, taken from the sellers, and came back from the buyer's bank: the platform has
-    that money. Another refund of a part would take it from the sellers once more.
-    """
-    succeeded = order.refunds.filter(succeeded_at__isnull=False)
-    total = succeeded.aggregate(total=Sum("amount"))["total"] or 0
-    came_back = succeeded.filter(status__in=GIVEN_UP).first()
-    if came_back is not None and total < order.amount:
-        raise NotAllowedNow(
-            f"refund {came_back.pk} of order {order.pk} is {came_back.status} after the sellers had given their part:"
-            " pay the buyer by another way, or refund the rest of the order as a whole"
-        )
 
 
 def refundable(order: Order) -> int:
@@ -248,20 +229,21 @@ def planned(order: Order, amount: int, chosen: Sequence[RefundItem] = ()) -> Pla
     under way taken to succeed first.
 
     Raises:
-        NotAllowedNow: the order is not paid, or another refund has to be decided on first.
+        NotAllowedNow: the order is not paid.
         TooMuch: more than is left to refund.
 
     """
     _check(order, amount)
     transfers = list(order.transfers.order_by("id").prefetch_related("reversals"))
-    losses = _losses([each for each in order.refunds.all() if each.succeeded_at or each.status not in GIVEN_UP])
-    loss = _loss(amount, [(item.item.seller_id, item.amount) for item in chosen])
-    taken = [already_taken(transfer, transfer.reversals.all()) for transfer in transfers]
-    shares = [(transfer.seller_id, transfer.share) for transfer in transfers]
+    losses = clawback.losses([each for each in order.refunds.all() if each.status not in GIVEN_UP])
+    loss = clawback.loss(amount, [(item.item.seller_id, item.amount) for item in chosen])
+    holdings = [clawback.holding(transfer, transfer.reversals.all()) for transfer in transfers]
     # What those under way will take as well.
-    more = plan(order, losses, [(*of, gone) for of, gone in zip(shares, taken, strict=True)])
+    more = clawback.plan(order, losses, holdings)
+    taken = [each.taken for each in holdings]
     before = [gone + part for gone, part in zip(taken, more, strict=True)]
-    due = plan(order, [*losses, loss], [(*of, gone) for of, gone in zip(shares, before, strict=True)])
+    holdings = [replace(each, taken=gone) for each, gone in zip(holdings, before, strict=True)]
+    due = clawback.plan(order, [*losses, loss], holdings)
     counted = sum(each.amount for each in losses)
     of_goods = sorted((item.item_id, item.quantity) for item in chosen)
     parts_of = [[row.pk, *of] for row, *of in zip(transfers, before, due, strict=True)]
@@ -477,7 +459,7 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
     order, refunds = found.order, found.refunds
     with together.written_together():
         refund = _known(facts, refunds)
-        succeeds_now = status == RefundStatus.SUCCEEDED and (refund is None or refund.succeeded_at is None)
+        counted = refund is not None and clawback.counts(refund)
         if refund is None:
             refund = _first_seen(facts, status, found, actor=actor)
             refunds.append(refund)
@@ -488,8 +470,9 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
                 f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
                 f" {refund.amount} {refund.currency}"
             )
-        if succeeds_now:
-            _owe(found, refund, actor=actor)
+        if clawback.counts(refund) != counted:
+            reason = f"refund {refund.pk} {'succeeded' if not counted else refund.status}"
+            clawback.level(found, source=refund, actor=actor, reason=reason)
         _update_order(order, refunds, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
     return refund
 
@@ -577,83 +560,6 @@ def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, a
         refund.transition(status, reason=reason, actor=actor, **settled, **known)
     elif any(getattr(refund, name) != value for name, value in known.items()):
         refund.change(reason=reason, actor=actor, **known)
-
-
-def _owe(found: taking_back.Found, refund: Refund, *, actor: str) -> None:
-    """Write down what each seller owes now, and make it due. No call is made."""
-    order, transfers = found.order, found.transfers
-    due = plan(
-        order,
-        _losses([each for each in found.refunds if each.succeeded_at is not None]),
-        [(transfer.seller_id, transfer.share, already_taken(transfer, rows)) for transfer, rows in transfers],
-    )
-    for (transfer, _), amount in zip(transfers, due, strict=True):
-        if amount:
-            reversals.owe(
-                transfer,
-                amount=amount,
-                cause=TransferReversal.Cause.REFUND,
-                refund=refund,
-                actor=actor,
-                reason=f"refund {refund.pk} succeeded",
-            )
-    logger.info("refund_succeeded", refund=refund.pk, order=order.pk, owed=sum(due), transfers=len(transfers))
-
-
-def _losses(refunds: Sequence[Refund]) -> list[Loss]:
-    """What went back to the buyer by these refunds; of those by items, whose goods."""
-    by_items = [refund.pk for refund in refunds if refund.by_items]
-    goods: dict[int, list[tuple[int, int]]] = {number: [] for number in by_items}
-    if by_items:
-        listed = RefundItem.objects.filter(refund__in=by_items)
-        for number, seller, amount in listed.values_list("refund_id", "item__seller_id", "amount"):
-            goods[number].append((seller, amount))
-    return [_loss(refund.amount, goods.get(refund.pk, ())) for refund in refunds]
-
-
-def _loss(amount: int, goods: Sequence[tuple[int, int]]) -> Loss:
-    items: dict[int, int] = {}
-    for seller, of_it in goods:
-        items[seller] = items.get(seller, 0) + of_it
-    return Loss(amount=amount, items=items)
-
-
-def plan(order: Order, losses: Sequence[Loss], transfers: Sequence[tuple[int, int, int]]) -> list[int]:
-    """What each transfer, given as (seller, share of the order, taken back so far), owes now; minor units.
-
-    The target depends on all that was refunded alone, not on the steps that led there: computing it twice changes
-    nothing, and rounding cannot pile up. Who bears the commission stands in the order (``shares.RefundCommission``).
-    """
-    shares: dict[int, int] = {}
-    gone: dict[int, int] = {}
-    for seller, share, taken in transfers:
-        shares[seller] = shares.get(seller, 0) + share
-        gone[seller] = gone.get(seller, 0) + taken
-    gross: dict[int, int] = {}
-    if any(loss.items for loss in losses):
-        gross = dict(order.items.values_list("seller_id").annotate(total=Sum("amount")).order_by())
-    commission = RefundCommission(order.refund_commission)
-    given = targets(Sale(amount=order.amount, commission=commission, shares=shares, gross=gross), losses)
-    due = []
-    for seller, share, taken in transfers:
-        part = max(min(given[seller] - gone[seller], share - taken), 0)
-        gone[seller] += part
-        due.append(part)
-    return due
-
-
-def already_taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> int:
-    """Of a seller's share: what was never sent, is owed back, or came back; minor units."""
-    if transfer.status == TransferStatus.CANCELED:
-        return transfer.share
-    owed = sum(reversal.amount for reversal in reversals_of_it if _stands(reversal))
-    return transfer.amount_kept_back + max(owed, transfer.amount_reversed)
-
-
-def _stands(reversal: TransferReversal) -> bool:
-    # One that Stripe gave up has a row in its place.
-    is_replaced = reversal.status == ReversalStatus.FAILED and reversal.stripe_status in REVERSAL_GIVEN_UP
-    return reversal.status != ReversalStatus.CANCELED and not is_replaced
 
 
 def _update_order(order: Order, refunds: Sequence[Refund], *, reason: str, actor: str) -> None:

@@ -15,7 +15,7 @@ from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
 
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import NotAllowedNow
+from marketplace.errors import NotAllowedNow, Unwanted
 from marketplace.gateway.contract import (
     REVERSAL_GIVEN_UP,
     AlreadyReversed,
@@ -48,6 +48,15 @@ PENDING_REVERSAL_INTERVAL = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoLongerOwed:
+    """Not an answer of Stripe's: looked for there because it is not wanted any more, and not found."""
+
+
+# What the worker settles a claim with.
+ReversalAnswer = ReverseTransferAnswer | NoLongerOwed
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claimed:
     """A transfer leased to us, and the reversal owed on it."""
 
@@ -62,7 +71,7 @@ class Claimed:
     def must_look(self) -> bool:
         """Whether Stripe's list of reversals has to be read before anything may be sent."""
         reversal = self.reversal
-        if reversal.look_first or reversal.stripe_reversal_id:
+        if reversal.look_first or reversal.stripe_reversal_id or reversal.unwanted_amount:
             return True
         first = reversal.first_attempted_at
         return first is not None and self.claimed_at - first > outcomes.KEY_REUSE_WINDOW
@@ -92,14 +101,12 @@ def owe(
     unknown outcome: the debt is written down, and settled once the sending is. With the seller: due at once.
     Runs inside the caller's transaction, which holds the lock on ``transfer``.
     """
-    match TransferStatus(transfer.status):
-        case TransferStatus.PENDING | TransferStatus.FAILED if not transfer.in_doubt:
-            keep_back(transfer, amount=amount, actor=actor, reason=reason)
-            return
-        case TransferStatus.REVERSED | TransferStatus.CANCELED:
-            raise NotAllowedNow(f"transfer {transfer.pk} is {transfer.status}: nothing is left to take back")
-        case _:
-            create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason)
+    if transfer.is_unsent:
+        keep_back(transfer, amount=amount, actor=actor, reason=reason)
+        return
+    if transfer.status in {TransferStatus.REVERSED, TransferStatus.CANCELED}:
+        raise NotAllowedNow(f"transfer {transfer.pk} is {transfer.status}: nothing is left to take back")
+    create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason)
     if transfer.status in {TransferStatus.COMPLETED, TransferStatus.PARTIALLY_REVERSED}:
         transfer.transition(
             TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, next_retry_at=Now(), retry_count=0
@@ -137,6 +144,35 @@ def keep_back(transfer: SellerTransfer, *, amount: int, actor: str, reason: str)
         )
     else:
         transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, next_retry_at=None)
+
+
+def after_part(amount_reversed: int) -> TransferStatus:
+    """What a transfer is of which no more is owed, and less than all came back."""
+    return TransferStatus.PARTIALLY_REVERSED if amount_reversed else TransferStatus.COMPLETED
+
+
+def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    """The transfer's own row after debts on it were dropped or made smaller. Those that may be at Stripe are due: they
+    are looked for. Runs in the caller's transaction.
+    """
+    rows = list(transfer.reversals.filter(status__in=[ReversalStatus.PENDING, ReversalStatus.FAILED]))
+    failed = [
+        each for each in rows if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
+    ]
+    is_owing = [each for each in rows if each.status == ReversalStatus.PENDING]
+    is_reversing = bool(transfer.stripe_transfer_id) or transfer.failed_leg == SellerTransfer.Leg.REVERSING
+    if not is_reversing or transfer.status not in {TransferStatus.REVERSAL_PENDING, TransferStatus.PERMANENTLY_FAILED}:
+        transfer.change(reason=reason, actor=actor)
+    elif any(each.unwanted_amount for each in failed):
+        reopen(transfer, actor=actor, reason=reason)
+    elif any(each.unwanted_amount for each in is_owing):
+        # In a worker's hands perhaps, whose settling sees that the row was touched.
+        transfer.change(reason=reason, actor=actor, next_retry_at=Now())
+    elif failed or is_owing:
+        transfer.change(reason=reason, actor=actor)
+    else:
+        settled = {**outcomes.CLEARED_ERROR, **leases.RELEASED, "failed_leg": "", "next_retry_at": None}
+        transfer.transition(after_part(transfer.amount_reversed), reason=reason, actor=actor, **settled)
 
 
 def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
@@ -265,9 +301,7 @@ def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts |
 # --- Settling ---------------------------------------------------------------------------------------------------------
 
 
-def settle(
-    claimed: Claimed, answer: ReverseTransferAnswer, *, actor: str, stripe_is_down: bool = False
-) -> outcomes.Settled:
+def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool = False) -> outcomes.Settled:
     """Write down what Stripe answered, and what follows; committed on return.
 
     ``stripe_is_down``: Stripe gave no answer here, nor to a question that has nothing to do with this row.
@@ -275,6 +309,7 @@ def settle(
     Raises:
         StaleTransition: the lease was lost meanwhile; nothing was changed. Another worker finds the same answer, under
             the same key or by looking.
+        Unwanted: it is no longer owed, or not all of it: the order has to be locked first. Nothing was changed.
 
     """
     if isinstance(answer, Reversed) and answer.reversal.is_done:
@@ -282,45 +317,56 @@ def settle(
         if status:
             return outcomes.Settled(status=status)
     with transaction.atomic(durable=True):
-        transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
-        reversal = TransferReversal.locked(claimed.reversal.pk)
-        is_breaker_open = outcomes.count_failure(
-            WORK,
-            answer,
-            channel=REVERSING_CHANNEL,
-            whom=f"seller {transfer.seller_id}, transfer {transfer.pk}",
-            stripe_is_down=stripe_is_down,
-            is_probe=claimed.is_probe,
-        )
-        settlement = _Settlement(
-            transfer=transfer,
-            reversal=reversal,
-            actor=actor,
-            now=claimed.claimed_at,
-            spends=not is_breaker_open,
-        )
-        match answer:
-            case Reversed():
-                settlement.reversed(answer.reversal)
-            case AlreadyReversed():
-                settlement.already_reversed(answer)
-            case NotFound() | Refused():
-                settlement.refused(outcomes.error_of(answer))
-            case InsufficientFunds():
-                settlement.wait_for_funds(answer)
-            case Busy() | RateLimited():
-                settlement.wait(answer, outcomes.BUSY_DELAY)
-            case Postponed():
-                settlement.wait(answer, timedelta(seconds=answer.seconds))
-            case Denied():
-                settlement.give_back(answer)
-            case ServerError():
-                settlement.try_again(outcomes.error_of(answer), look_first=True)
-            case Unknown():
-                settlement.try_again(outcomes.error_of(answer), look_first=False)
-            case _:
-                assert_never(answer)
-        outcomes.count_success(WORK, answer)
+        return settle_step_by_step(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
+
+
+def settle_step_by_step(
+    claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool, is_order_locked: bool = False
+) -> outcomes.Settled:
+    """As ``settle``, in the caller's transaction."""
+    transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
+    reversal = TransferReversal.locked(claimed.reversal.pk)
+    if reversal.unwanted_amount and not is_order_locked:
+        raise Unwanted(f"{reversal} is no longer owed as it was")
+    is_breaker_open = outcomes.count_failure(
+        WORK,
+        answer,
+        channel=REVERSING_CHANNEL,
+        whom=f"seller {transfer.seller_id}, transfer {transfer.pk}",
+        stripe_is_down=stripe_is_down,
+        is_probe=claimed.is_probe,
+    )
+    settlement = _Settlement(
+        transfer=transfer,
+        reversal=reversal,
+        actor=actor,
+        now=claimed.claimed_at,
+        spends=not is_breaker_open,
+    )
+    match answer:
+        case NoLongerOwed():
+            settlement.no_longer_owed()
+        case Reversed():
+            settlement.reversed(answer.reversal)
+        case AlreadyReversed():
+            settlement.already_reversed(answer)
+        case NotFound() | Refused():
+            settlement.refused(outcomes.error_of(answer))
+        case InsufficientFunds():
+            settlement.wait_for_funds(answer)
+        case Busy() | RateLimited():
+            settlement.wait(answer, outcomes.BUSY_DELAY)
+        case Postponed():
+            settlement.wait(answer, timedelta(seconds=answer.seconds))
+        case Denied():
+            settlement.give_back(answer)
+        case ServerError():
+            settlement.try_again(outcomes.error_of(answer), look_first=True)
+        case Unknown():
+            settlement.try_again(outcomes.error_of(answer), look_first=False)
+        case _:
+            assert_never(answer)
+    outcomes.count_success(WORK, answer)
     return outcomes.Settled(status=transfer.status, is_breaker_open=is_breaker_open)
 
 
@@ -329,8 +375,8 @@ def _settle_success(claimed: Claimed, facts: ReversalFacts, *, actor: str) -> st
     not as it was claimed: nothing was changed, and the longer way finds out what it is.
     """
     transfer, reversal = claimed.transfer, claimed.reversal
-    if reversal.waiting_for_funds_since is not None:
-        # Others may wait in line behind it.
+    if reversal.waiting_for_funds_since is not None or reversal.unwanted_amount:
+        # Others may wait in line behind it; or the order has to be levelled.
         return ""
     leases.require_no_transaction()
     return confirmation.confirm(
@@ -411,6 +457,7 @@ class _Settlement:
             stripe_reversal_id=facts.stripe_reversal_id,
             stripe_status=facts.status,
             waiting_for_funds_since=None,
+            unwanted_amount=0,
         )
         self._conclude(
             amount_reversed=self.transfer.amount_reversed + facts.amount,
@@ -420,8 +467,25 @@ class _Settlement:
         if had_waited:
             funds.next_in_line(self.transfer)
 
+    def no_longer_owed(self) -> None:
+        """It was not wanted any more, and is not at Stripe. What of it is owed still is owed anew by levelling."""
+        self._cancel("no longer owed, and not at Stripe")
+
+    def _cancel(self, reason: str, to: ReversalStatus = ReversalStatus.CANCELED, **fields: Any) -> None:
+        had_waited = self.reversal.waiting_for_funds_since is not None
+        self.reversal.transition(
+            to, reason=reason, actor=self.actor, unwanted_amount=0, waiting_for_funds_since=None, **fields
+        )
+        self._conclude(
+            amount_reversed=self.transfer.amount_reversed,
+            stripe_reversal_id=self.transfer.stripe_reversal_id,
+            reason=reason,
+        )
+        if had_waited:
+            funds.next_in_line(self.transfer)
+
     def _conclude(self, *, amount_reversed: int, stripe_reversal_id: str, reason: str) -> None:
-        """The transfer after a confirmed reversal: done, or on to the next one owed."""
+        """The transfer after a reversal is done with: done, or on to the next one owed."""
         proven = {
             **outcomes.CLEARED_ERROR,
             **leases.RELEASED,
@@ -432,12 +496,17 @@ class _Settlement:
         remaining = open_reversals(self.transfer)
         if amount_reversed == self.transfer.amount:
             for reversal in remaining:
-                reversal.transition(ReversalStatus.CANCELED, reason="nothing is left to take back", actor=self.actor)
+                reversal.transition(
+                    ReversalStatus.CANCELED,
+                    reason="nothing is left to take back",
+                    actor=self.actor,
+                    unwanted_amount=0,
+                )
             self._move(TransferStatus.REVERSED, reason, next_retry_at=None, **proven)
         elif remaining:
             self._stay(f"{reason}; more is owed", next_retry_at=Now(), retry_count=0, **proven)
         else:
-            self._move(TransferStatus.PARTIALLY_REVERSED, reason, next_retry_at=None, **proven)
+            self._move(after_part(amount_reversed), reason, next_retry_at=None, **proven)
 
     def _follow_pending(self, facts: ReversalFacts) -> None:
         reason = f"{facts.stripe_reversal_id} is pending at Stripe"
@@ -454,13 +523,11 @@ class _Settlement:
         """Stripe gave the pending reversal up. A ``trr_…`` is a fact of its row, so the next try has its own row."""
         reason = f"{facts.stripe_reversal_id} ended as {facts.status} at Stripe"
         old = self.reversal
-        old.transition(
-            ReversalStatus.FAILED,
-            reason=reason,
-            actor=self.actor,
-            stripe_reversal_id=facts.stripe_reversal_id,
-            stripe_status=facts.status,
-        )
+        proof: dict[str, Any] = {"stripe_reversal_id": facts.stripe_reversal_id, "stripe_status": facts.status}
+        if old.unwanted_amount:
+            self._cancel(reason, to=ReversalStatus.FAILED, **proof)
+            return
+        old.transition(ReversalStatus.FAILED, reason=reason, actor=self.actor, **proof)
         replacement = create(
             self.transfer,
             amount=old.amount,
@@ -496,7 +563,7 @@ class _Settlement:
         )
         if taken == self.transfer.amount:
             reason = f"already reversed at Stripe by {newest}"
-            self.reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor)
+            self.reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor, unwanted_amount=0)
             self._conclude(amount_reversed=taken, stripe_reversal_id=newest, reason=reason)
         else:
             message = f"{self.transfer.amount - taken} is left at Stripe, {self.reversal.amount} is owed"
@@ -601,25 +668,24 @@ def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: s
     adopted = []
     recorded = list(transfer.reversals.all())
     known = {each.stripe_reversal_id for each in recorded if each.status == ReversalStatus.SUCCEEDED}
-    unconfirmed = {
-        str(each.operation_id): each
-        for each in recorded
-        if each.status in {ReversalStatus.PENDING, ReversalStatus.FAILED}
-    }
+    ours_by_operation = {str(each.operation_id): each for each in recorded if each.status != ReversalStatus.SUCCEEDED}
     for facts in listed:
         if facts.stripe_reversal_id in known or not facts.is_done:
             continue
         proof: dict[str, Any] = {"stripe_reversal_id": facts.stripe_reversal_id, "stripe_status": facts.status}
         reason = f"{facts.stripe_reversal_id} seen at Stripe"
-        ours = unconfirmed.get(facts.operation_id)
-        if ours is not None:
-            ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, waiting_for_funds_since=None, **proof)
+        ours = ours_by_operation.get(facts.operation_id)
+        if ours is not None and ours.status != ReversalStatus.CANCELED:
+            proof |= {"waiting_for_funds_since": None, "unwanted_amount": 0}
+            ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, **proof)
         else:
+            # One of ours that was canceled, and landed late, was taken for its own cause all the same.
+            cause = ours if ours is not None and not _is_replaced(ours, recorded) else None
             ours = create(
                 transfer,
                 amount=facts.amount,
-                cause=TransferReversal.Cause.SEEN_AT_STRIPE,
-                refund=None,
+                cause=TransferReversal.Cause(cause.cause) if cause else TransferReversal.Cause.SEEN_AT_STRIPE,
+                refund=cause.refund if cause else None,
                 actor=actor,
                 reason=reason,
                 status=ReversalStatus.SUCCEEDED,
@@ -627,6 +693,12 @@ def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: s
             )
         adopted.append(ours)
     return adopted
+
+
+def _is_replaced(canceled: TransferReversal, recorded: Sequence[TransferReversal]) -> bool:
+    """Another one is owed, or done, for the same refund."""
+    standing = {ReversalStatus.PENDING, ReversalStatus.SUCCEEDED}
+    return any(each.refund_id == canceled.refund_id and each.status in standing for each in recorded)
 
 
 # --- Retrying by an operator ------------------------------------------------------------------------------------------
@@ -639,22 +711,31 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     is safe. Where a part came back by other hands, what is left becomes a new reversal in place of the old one. Runs
     inside the caller's transaction, which holds the lock.
     """
-    for reversal in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id"):
-        if reversal.stripe_status in REVERSAL_GIVEN_UP:
-            # Replaced at that time.
-            continue
+    failed = [
+        each
+        for each in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id")
+        # The others were replaced at that time.
+        if each.stripe_status not in REVERSAL_GIVEN_UP
+    ]
+    for reversal in failed:
         if reversal.amount <= transfer.amount_unreversed:
             reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, waiting_for_funds_since=None)
             continue
-        reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor)
-        create(
-            transfer,
-            amount=transfer.amount_unreversed,
-            cause=TransferReversal.Cause(reversal.cause),
-            refund=reversal.refund,
-            actor=actor,
-            reason=f"{reason}; in place of reversal {reversal.pk}",
-        )
+        owed = reversal.amount - reversal.unwanted_amount
+        reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor, unwanted_amount=0)
+        if owed:
+            create(
+                transfer,
+                amount=min(owed, transfer.amount_unreversed),
+                cause=TransferReversal.Cause(reversal.cause),
+                refund=reversal.refund,
+                actor=actor,
+                reason=f"{reason}; in place of reversal {reversal.pk}",
+            )
+    if failed and not open_reversals(transfer):
+        settled = {**outcomes.CLEARED_ERROR, "failed_leg": "", "next_retry_at": None}
+        transfer.transition(after_part(transfer.amount_reversed), reason=reason, actor=actor, **settled)
+        return
     transfer.transition(
         TransferStatus.REVERSAL_PENDING,
         reason=reason,

@@ -14,8 +14,8 @@ from django.db.models.functions import Now
 
 from marketplace.errors import ConflictingFacts, NotAllListed, UnknownTransfer
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP, ReversalFacts, TransferFacts
-from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import funds, leases, outcomes, reversals
+from marketplace.models import Order, SellerTransfer, TransferReversal, taking_back
+from marketplace.services import clawback, funds, leases, outcomes, reversals
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -56,14 +56,25 @@ def record(facts: TransferFacts, listed: Sequence[ReversalFacts], *, actor: str)
     done = {each.pk for each in adopted}
     if any(each.pk in done and each.waiting_for_funds_since is not None for each in before):
         funds.next_in_line(transfer)
+    _give_back(transfer, adopted, reason=reason, actor=actor)
     return reason
 
 
+def _give_back(transfer: SellerTransfer, adopted: Sequence[TransferReversal], *, reason: str, actor: str) -> None:
+    """What Stripe did of our own after it was no longer owed."""
+    refund = next((each.refund for each in adopted if each.refund is not None), None)
+    if refund is not None:
+        found = taking_back.found(taking_back.BY_ID, transfer.order_id)
+        assert found is not None
+        clawback.give_back(found, source=refund, reason=reason, actor=actor)
+
+
 def _locked(facts: TransferFacts) -> SellerTransfer | None:
-    found = SellerTransfer.objects.select_for_update(no_key=True).filter(stripe_transfer_id=facts.stripe_transfer_id)
-    transfer = found.first()
-    if transfer is not None:
-        return transfer
+    known = SellerTransfer.objects.filter(stripe_transfer_id=facts.stripe_transfer_id).first()
+    if known is not None:
+        # The order's lock comes before the transfer's.
+        Order.locked(known.order_id)
+        return SellerTransfer.locked(known.pk)
     try:
         operation_id = UUID(facts.operation_id)
     except ValueError:
@@ -135,7 +146,9 @@ def _conclude(
     ]
     if amount_reversed == transfer.amount:
         for reversal in (*owed, *failed):
-            reversal.transition(ReversalStatus.CANCELED, reason="nothing is left to take back", actor=actor)
+            reversal.transition(
+                ReversalStatus.CANCELED, reason="nothing is left to take back", actor=actor, unwanted_amount=0
+            )
         _move(transfer, TransferStatus.REVERSED, settled, reason=reason, actor=actor)
     elif transfer.status == TransferStatus.PERMANENTLY_FAILED and failed:
         transfer.change(reason=reason, actor=actor, **proven)

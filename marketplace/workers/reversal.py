@@ -19,7 +19,6 @@ from marketplace.gateway.contract import (
     RefundsListed,
     ReversalsListed,
     Reversed,
-    ReverseTransferAnswer,
     TransferGateway,
     Unknown,
 )
@@ -32,8 +31,8 @@ from marketplace.models import (
     SellerTransfer,
     WebhookEvent,
 )
-from marketplace.services import leases, outcomes, refunds, reversals
-from marketplace.services.reversals import Claimed
+from marketplace.services import clawback, leases, outcomes, refunds, reversals
+from marketplace.services.reversals import Claimed, NoLongerOwed, ReversalAnswer
 from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.loop import Worker, persistently
 from marketplace.workers.slots import CallSlots
@@ -42,7 +41,7 @@ from marketplace.workers.stripe_queue import StripeQueue, attempt
 logger = structlog.get_logger(__name__)
 
 
-class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
+class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
     """Transfers in ``reversal_pending`` that are due."""
 
     name = reversals.WORK
@@ -60,7 +59,7 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
         reversals.settle_missing_id(claimed, actor=self._actor)
         return False
 
-    def _ask(self, claimed: Claimed) -> ReverseTransferAnswer:
+    def _ask(self, claimed: Claimed) -> ReversalAnswer:
         if claimed.must_look:
             listed = self._gateway.list_reversals(claimed.transfer.stripe_transfer_id)
             if isinstance(listed, NotFound):
@@ -74,6 +73,8 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
             if claimed.reversal.stripe_reversal_id:
                 message = f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list"
                 return Unknown(message=message, is_outage=False)
+            if claimed.reversal.unwanted_amount:
+                return NoLongerOwed()
             first = claimed.reversal.first_attempted_at
             if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
                 return too_early
@@ -86,8 +87,8 @@ class ReversalQueue(StripeQueue[Claimed, ReverseTransferAnswer]):
             idempotency_key=claimed.reversal.idempotency_key,
         )
 
-    def _settle(self, claimed: Claimed, answer: ReverseTransferAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
-        return reversals.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
+    def _settle(self, claimed: Claimed, answer: ReversalAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
+        return clawback.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
 
     def describe(self, claimed: Claimed) -> dict[str, Any]:
         return {

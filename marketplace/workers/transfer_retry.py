@@ -42,7 +42,8 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
             amount=claimed.amount,
             currency=claimed.currency,
             destination=claimed.seller.stripe_account_id,
-            source_transaction=order.stripe_charge_id,
+            # What is paid again comes from the platform's balance: of its charge all may be taken, or refunded.
+            source_transaction="" if claimed.gives_back_of_id else order.stripe_charge_id,
             transfer_group=order.transfer_group,
             operation_id=claimed.operation_id,
             idempotency_key=claimed.idempotency_key,

@@ -52,19 +52,25 @@ def snapshot(order: Order) -> dict[str, Any]:
             )
             for refund in order.refunds.order_by("amount", "status")
         ],
-        "transfers": [
-            (
-                transfer.status,
-                transfer.amount,
-                transfer.amount_kept_back,
-                transfer.amount_reversed,
-                transfer.next_retry_at is not None,
-                # How a cent is rounded between two refunds may differ, what is owed on the transfer may not.
-                sum(reversal.amount for reversal in transfer.reversals.filter(status=ReversalStatus.PENDING)),
-                transfer.reversals.exclude(status=ReversalStatus.PENDING).count(),
-            )
-            for transfer in order.transfers.order_by("id")
-        ],
+        "sellers": [money_of(order, seller) for seller in sellers_of(order)],
+    }
+
+
+def sellers_of(order: Order) -> list[int]:
+    """By their place: twins are sold by different ones."""
+    return sorted({transfer.seller_id for transfer in order.transfers.all()})
+
+
+def money_of(order: Order, seller: int) -> dict[str, Any]:
+    """How a cent is rounded between two refunds may differ, and what was canceled on the way; the money may not."""
+    paid = list(order.transfers.filter(seller=seller).exclude(status="canceled"))
+    owed = [reversal for transfer in paid for reversal in transfer.reversals.filter(status=ReversalStatus.PENDING)]
+    return {
+        "status": sorted(transfer.status for transfer in paid),
+        "is due": all(transfer.next_retry_at is not None for transfer in paid if transfer.status != "completed"),
+        "sent": sum(transfer.amount for transfer in paid),
+        "reversed": sum(transfer.amount_reversed for transfer in paid),
+        "owed": sum(reversal.amount - reversal.unwanted_amount for reversal in owed),
     }
 
 

@@ -28,7 +28,7 @@ def row_in(model: type[Lifecycle], status: TextChoices, *, toward: TextChoices |
     """A row in ``status``; ``toward`` chooses between kinds of rows where that matters for a later step."""
     trait = {str(status): True}
     if model is SellerTransfer:
-        if status == "permanently_failed" and toward == "failed":
+        if status == "permanently_failed" and toward in {"failed", "canceled"}:
             trait = {"permanently_failed_sending": True}
         return SellerTransferFactory(**({} if status == "pending" else trait))
     if model is TransferReversal:
@@ -46,7 +46,7 @@ def going_with(row: Any, to: TextChoices) -> dict[str, Any]:
     if isinstance(row, SellerTransfer):
         proof = {"stripe_reversal_id": "trr_step", "next_retry_at": None}
         return {
-            "completed": {"stripe_transfer_id": "tr_step", "next_retry_at": None},
+            "completed": {"stripe_transfer_id": row.stripe_transfer_id or "tr_step", "next_retry_at": None},
             "failed": {"next_retry_at": Now()},
             "reversal_pending": {"next_retry_at": Now()},
             "partially_reversed": {"amount_reversed": 1, **proof},

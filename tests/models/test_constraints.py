@@ -148,10 +148,14 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "transfer_waiting_has_due_time": lambda: (
         lambda: SellerTransferFactory(reversal_pending=True, next_retry_at=None, reversal=False)
     ),
+    "transfer_undoes_of_a_transfer": lambda: lambda: SellerTransferFactory(undoes=TransferReversalFactory()),
+    "transfer_declined_is_canceled": lambda: lambda: SellerTransferFactory(canceled=True, declined=True),
     "transfer_stripe_id_once": transfer_id_twice,
     "transfer_lease_whole": lambda: lambda: SellerTransferFactory(**half_a_lease()),
     "transfer_currency": lambda: lambda: SellerTransferFactory(currency="e1r", order=OrderFactory(paid=True)),
     "reversal_amount_positive": lambda: lambda: TransferReversalFactory(amount=0),
+    "reversal_unwanted_within_amount": lambda: lambda: TransferReversalFactory(amount=1000, unwanted_amount=1001),
+    "reversal_unwanted_while_open": lambda: lambda: TransferReversalFactory(canceled=True, unwanted_amount=1),
     "reversal_status_listed": lambda: lambda: TransferReversalFactory(status="lost"),
     "reversal_done_with_proof": lambda: lambda: TransferReversalFactory(succeeded=True, stripe_reversal_id=""),
     "reversal_cause_has_source": lambda: lambda: TransferReversalFactory(cause=Cause.OPERATOR),

@@ -74,14 +74,21 @@ def test_every_status_of_a_model_has_its_line_in_the_table_of_steps(model: type[
     assert {value for value, _label in model._meta.get_field("status").flatchoices} == set(choices.values)
 
 
-def test_the_steps_of_a_transfer_are_those_of_the_design() -> None:
+def test_the_steps_of_a_transfer_are_those_of_the_design_and_the_ways_out_of_what_is_no_longer_owed() -> None:
     assert {old.value: {new.value for new in to} for old, to in states.ALLOWED_TRANSITIONS.items()} == {
         "pending": {"completed", "failed", "canceled", "permanently_failed"},
         "failed": {"completed", "canceled", "permanently_failed"},
         "completed": {"reversal_pending", "partially_reversed", "reversed"},
-        "reversal_pending": {"reversed", "partially_reversed", "permanently_failed"},
+        "reversal_pending": {"reversed", "partially_reversed", "completed", "permanently_failed"},
         "partially_reversed": {"reversal_pending", "reversed"},
-        "permanently_failed": {"reversal_pending", "failed", "partially_reversed", "reversed"},
+        "permanently_failed": {
+            "reversal_pending",
+            "failed",
+            "partially_reversed",
+            "reversed",
+            "completed",
+            "canceled",
+        },
         "reversed": set(),
         "canceled": set(),
     }

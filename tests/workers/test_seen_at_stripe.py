@@ -12,7 +12,7 @@ from marketplace.errors import StaleTransition, StripeDenied
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import Postponed
 from marketplace.models import SellerTransfer, TransferReversal, WebhookEvent
-from marketplace.services import refunds, reversals, transfers
+from marketplace.services import clawback, reversals, transfers
 from marketplace.states import EventStatus, ReversalStatus, TransferStatus
 from marketplace.workers.reversal import EventQueue
 from tests.factories import SellerTransferFactory, TransferReversalFactory
@@ -534,4 +534,4 @@ def test_the_next_refund_takes_only_what_was_not_taken_elsewhere(
     simulator.create_reversal(transfer.stripe_transfer_id, 2000)
     deliver(told()[0])
     transfer.refresh_from_db()
-    assert refunds.already_taken(transfer, transfer.reversals.all()) == 2000
+    assert clawback.taken(transfer, transfer.reversals.all()) == clawback.Taken(total=2000, own=0)

@@ -1,0 +1,244 @@
+"""What the sellers of an order owe, or get back: levelled after whatever changes what the buyer has got back.
+
+What each seller must have given is a function of the facts that stand now (``shares.targets``). Where less was taken,
+the rest is owed; where more was taken in the name of refunds, it is given back. So any order of events, any number of
+times, ends in the same place. What was taken by other hands counts as taken, and is never given back by a program.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from django.db import transaction
+from django.db.models import Sum
+
+from marketplace.errors import Unwanted
+from marketplace.gateway.contract import REVERSAL_GIVEN_UP, InsufficientFunds, NotFound, Refused
+from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal, taking_back
+from marketplace.services import give_backs, outcomes, reversals
+from marketplace.services.reversals import Claimed, ReversalAnswer
+from marketplace.shares import Loss, RefundCommission, Sale, targets
+from marketplace.states import RefundStatus, ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+NOT_REFUNDED = (RefundStatus.FAILED, RefundStatus.CANCELED)
+# Causes of our own: what went back to the buyer. The others are a person's, or Stripe's.
+OWN = frozenset({TransferReversal.Cause.REFUND})
+
+
+# --- What was taken ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Of a seller's share of an order, in minor units: never sent, owed back, or come back.
+
+    ``own`` in the name of refunds; ``total`` by anybody, or left with the platform by a person's decision.
+    """
+
+    total: int
+    own: int
+
+
+def taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> Taken:
+    """What was taken of this transfer alone."""
+    if transfer.status == TransferStatus.CANCELED:
+        return Taken(total=transfer.share, own=transfer.amount_kept_back if transfer.declined else transfer.share)
+    owed = own = 0
+    for reversal in reversals_of_it:
+        if _stands(reversal):
+            wanted = reversal.amount - reversal.unwanted_amount
+            owed += wanted
+            own += wanted if reversal.cause in OWN else 0
+    return Taken(
+        # Rows of an older program may know of an amount without its reversals.
+        total=transfer.amount_kept_back + max(owed, transfer.amount_reversed),
+        own=transfer.amount_kept_back + own,
+    )
+
+
+def _stands(reversal: TransferReversal) -> bool:
+    # One that Stripe gave up has a row in its place.
+    is_replaced = reversal.status == ReversalStatus.FAILED and reversal.stripe_status in REVERSAL_GIVEN_UP
+    return reversal.status != ReversalStatus.CANCELED and not is_replaced
+
+
+# --- What has to be taken ---------------------------------------------------------------------------------------------
+
+
+def counts(refund: Refund) -> bool:
+    """Whether the buyer has got it, and has not sent it back."""
+    return refund.succeeded_at is not None and refund.status not in NOT_REFUNDED
+
+
+def losses(refunds: Sequence[Refund]) -> list[Loss]:
+    """What went back to the buyer by these refunds; of those by items, whose goods."""
+    by_items = [refund.pk for refund in refunds if refund.by_items]
+    goods: dict[int, list[tuple[int, int]]] = {number: [] for number in by_items}
+    if by_items:
+        listed = RefundItem.objects.filter(refund__in=by_items)
+        for number, seller, amount in listed.values_list("refund_id", "item__seller_id", "amount"):
+            goods[number].append((seller, amount))
+    return [loss(refund.amount, goods.get(refund.pk, ())) for refund in refunds]
+
+
+def loss(amount: int, goods: Sequence[tuple[int, int]]) -> Loss:
+    """``goods`` as (seller, amount)."""
+    items: dict[int, int] = {}
+    for seller, of_it in goods:
+        items[seller] = items.get(seller, 0) + of_it
+    return Loss(amount=amount, items=items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """A transfer as far as it matters to what its seller has to give: amounts in minor units."""
+
+    seller: int
+    share: int
+    taken: int
+    # It pays again what had been taken, and so is no share of the sale.
+    is_again: bool = False
+
+
+def plan(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> list[int]:
+    """What has to be taken of each transfer now, in minor units.
+
+    It depends on all that was lost alone, not on the steps that led there: computing it twice changes nothing, and
+    rounding cannot pile up. Who bears the commission stands in the order (``shares.RefundCommission``).
+    """
+    must_give = _targets(order, losses, holdings)
+    for holding in holdings:
+        must_give[holding.seller] -= holding.taken - (holding.share if holding.is_again else 0)
+    due = []
+    for holding in holdings:
+        part = max(min(must_give[holding.seller], holding.share - holding.taken), 0)
+        must_give[holding.seller] -= part
+        due.append(part)
+    return due
+
+
+def _targets(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> dict[int, int]:
+    shares: dict[int, int] = {}
+    for holding in holdings:
+        if not holding.is_again:
+            shares[holding.seller] = shares.get(holding.seller, 0) + holding.share
+    gross: dict[int, int] = {}
+    if any(loss.items for loss in losses):
+        gross = dict(order.items.values_list("seller_id").annotate(total=Sum("amount")).order_by())
+    commission = RefundCommission(order.refund_commission)
+    return targets(Sale(amount=order.amount, commission=commission, shares=shares, gross=gross), losses)
+
+
+def holding(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> Holding:
+    return Holding(
+        seller=transfer.seller_id,
+        share=transfer.share,
+        taken=taken(transfer, reversals_of_it).total,
+        is_again=transfer.gives_back_of_id is not None,
+    )
+
+
+# --- Taking and giving back -------------------------------------------------------------------------------------------
+
+
+def level(found: taking_back.Found, *, source: Refund, actor: str, reason: str) -> None:
+    """Write down what each seller owes now, or gets back, and make it due. No call is made.
+
+    ``source`` is what changed, and what new debts are owed for. Runs in the caller's transaction, which has locked what
+    was ``found``.
+    """
+    # Those that were not sent yet first: who was never paid has nothing to send back.
+    transfers = sorted(found.transfers, key=lambda each: (not each[0].is_unsent, each[0].pk))
+    holdings = [holding(transfer, rows) for transfer, rows in transfers]
+    owed = 0
+    for (transfer, rows), amount in zip(transfers, plan(found.order, _standing(found), holdings), strict=True):
+        if amount:
+            _owe(transfer, rows, amount, source=source, actor=actor, reason=reason)
+            owed += amount
+    given = give_back(found, source=source, actor=actor, reason=reason)
+    logger.info("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(transfers))
+
+
+def _standing(found: taking_back.Found) -> list[Loss]:
+    return losses([each for each in found.refunds if counts(each)])
+
+
+def _owe(
+    transfer: SellerTransfer,
+    rows: Sequence[TransferReversal],
+    amount: int,
+    *,
+    source: Refund,
+    actor: str,
+    reason: str,
+) -> None:
+    for row in rows:
+        # What was not wanted any more is wanted again, before anything is owed anew.
+        again = min(row.unwanted_amount, amount)
+        if again:
+            row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount - again)
+            amount -= again
+    if amount:
+        reversals.owe(
+            transfer,
+            amount=amount,
+            cause=TransferReversal.Cause.REFUND,
+            refund=source,
+            actor=actor,
+            reason=reason,
+        )
+
+
+def give_back(found: taking_back.Found, *, source: Refund, actor: str, reason: str) -> int:
+    """The half of ``level`` that gives; so much in all, in minor units."""
+    holdings = []
+    own: dict[int, int] = {}
+    for transfer, rows in found.transfers:
+        again = transfer.share if transfer.gives_back_of_id is not None else 0
+        own[transfer.seller_id] = own.get(transfer.seller_id, 0) + taken(transfer, rows).own - again
+        holdings.append(holding(transfer, rows))
+    if not any(own.values()):
+        return 0
+    given = 0
+    for seller, target in _targets(found.order, _standing(found), holdings).items():
+        too_much = own[seller] - target
+        if too_much > 0:
+            of_seller = [each for each in found.transfers if each[0].seller_id == seller]
+            give_backs.give_back(of_seller, too_much, own=OWN, source=source, actor=actor, reason=reason)
+            given += too_much
+    return given
+
+
+# --- Settling what is no longer owed ----------------------------------------------------------------------------------
+
+
+def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool = False) -> outcomes.Settled:
+    """As ``reversals.settle``. Where the reversal was no longer owed, or not all of it, the order is levelled then:
+    what Stripe took all the same is given back, what was canceled and is owed in part is owed anew.
+    """
+    try:
+        return reversals.settle(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
+    except Unwanted:
+        with transaction.atomic(durable=True):
+            # The order's lock comes before the transfer's.
+            Order.locked(claimed.transfer.order_id)
+            settled = reversals.settle_step_by_step(
+                claimed, answer, actor=actor, stripe_is_down=stripe_is_down, is_order_locked=True
+            )
+            _after_settling(claimed, answer, actor=actor)
+        return settled
+
+
+def _after_settling(claimed: Claimed, answer: ReversalAnswer, *, actor: str) -> None:
+    found = taking_back.found(taking_back.BY_ID, claimed.transfer.order_id)
+    assert found is not None
+    for transfer, rows in found.transfers:
+        is_unwanted = any(each.pk == claimed.reversal.pk and each.unwanted_amount for each in rows)
+        if is_unwanted and isinstance(answer, InsufficientFunds | NotFound | Refused):
+            # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent.
+            reversals.relieve(transfer, actor=actor, reason="no longer owed")
+    if claimed.reversal.refund is not None:
+        source = next(each for each in found.refunds if each.pk == claimed.reversal.refund_id)
+        level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")

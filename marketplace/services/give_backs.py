@@ -1,0 +1,182 @@
+"""Giving sellers back what was taken from them for nothing: their refund failed, or was canceled.
+
+First debts that nobody has collected are dropped, then transfers that are not sent yet grow again; only what really
+came back is paid once more, by a transfer of its own.
+"""
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+
+from marketplace.errors import NotAllowedNow
+from marketplace.gateway.contract import REVERSAL_GIVEN_UP
+from marketplace.models import GIVE_BACK_UNDECIDED, Refund, SellerTransfer, TransferReversal, together
+from marketplace.services import outcomes, reversals
+from marketplace.states import ReversalStatus, TransferStatus
+
+logger = structlog.get_logger(__name__)
+
+# The setting: pay by ourselves, or let an operator decide of each.
+AUTOMATIC, ASK = "automatic", "ask"
+OfSeller = Sequence[tuple[SellerTransfer, Sequence[TransferReversal]]]
+
+
+def give_back(
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+) -> None:
+    """Give one seller ``amount`` (minor units) back, of what these transfers of one order, each with all its reversals,
+    lost by reversals whose cause is in ``own``. Runs in the caller's transaction, which holds their locks.
+    """
+    ways: Sequence[Callable[..., int]] = (_drop_debts, _grow, _pay_again)
+    for way in ways:
+        if amount:
+            amount = way(transfers, amount, own=own, source=source, actor=actor, reason=reason)
+
+
+def _drop_debts(
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+) -> int:
+    """Those of ``source`` first, then the newest. One that may be at Stripe is looked for there, and canceled only if
+    it is not. What is left of ``amount``.
+    """
+    touched: dict[int, SellerTransfer] = {}
+    debts = [(transfer, row) for transfer, rows in transfers for row in rows if row.cause in own and _is_owed(row)]
+    for transfer, row in sorted(debts, key=lambda debt: (debt[1].refund_id != source.pk, -debt[1].pk)):
+        part = min(row.amount - row.unwanted_amount, amount)
+        if not part:
+            continue
+        if row.first_attempted_at is not None and transfer.stripe_transfer_id:
+            row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount + part)
+        elif part == row.amount:
+            row.transition(ReversalStatus.CANCELED, actor=actor, reason=reason)
+        else:
+            row.change(actor=actor, reason=reason, amount=row.amount - part)
+        touched[transfer.pk] = transfer
+        amount -= part
+    for transfer in touched.values():
+        reversals.relieve(transfer, actor=actor, reason=reason)
+    return amount
+
+
+def _is_owed(row: TransferReversal) -> bool:
+    is_replaced = row.status == ReversalStatus.FAILED and row.stripe_status in REVERSAL_GIVEN_UP
+    return row.status in {ReversalStatus.PENDING, ReversalStatus.FAILED} and not is_replaced
+
+
+def _grow(transfers: OfSeller, amount: int, *, actor: str, reason: str, **_: Any) -> int:
+    """A transfer that was made smaller and never left is made larger again. What is left of ``amount``."""
+    for transfer, _rows in transfers:
+        part = min(_kept_back(transfer, transfers), amount) if transfer.is_unsent else 0
+        if part:
+            transfer.change(
+                actor=actor,
+                reason=reason,
+                amount=transfer.amount + part,
+                amount_kept_back=transfer.amount_kept_back - part,
+            )
+            amount -= part
+    return amount
+
+
+def _pay_again(
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+) -> int:
+    """New transfers for what was kept back or reversed. What is left of ``amount``."""
+    for transfer, undone, most in _taken(transfers, own=own, source=source):
+        part = min(most, amount)
+        if part:
+            _pay(transfer, undone, part, actor=actor, reason=reason)
+            amount -= part
+    return amount
+
+
+def _taken(
+    transfers: OfSeller, *, own: Container[str], source: Refund
+) -> Iterator[tuple[SellerTransfer, TransferReversal | None, int]]:
+    for transfer, _rows in transfers:
+        yield transfer, None, _kept_back(transfer, transfers)
+    done = [
+        (transfer, row)
+        for transfer, rows in transfers
+        for row in rows
+        if row.cause in own and row.status == ReversalStatus.SUCCEEDED
+    ]
+    for transfer, row in sorted(done, key=lambda each: (each[1].refund_id != source.pk, -each[1].pk)):
+        yield transfer, row, row.amount - _given_back(transfer, row.pk, transfers)
+
+
+def _kept_back(transfer: SellerTransfer, transfers: OfSeller) -> int:
+    """What the seller was never sent of this transfer, and was not given since."""
+    if transfer.status == TransferStatus.CANCELED and not transfer.declined:
+        return transfer.share - _given_back(transfer, None, transfers)
+    return transfer.amount_kept_back - _given_back(transfer, None, transfers)
+
+
+def _given_back(transfer: SellerTransfer, reversal_id: int | None, transfers: OfSeller) -> int:
+    return sum(
+        each.share for each, _ in transfers if each.gives_back_of_id == transfer.pk and each.undoes_id == reversal_id
+    )
+
+
+def _pay(transfer: SellerTransfer, undone: TransferReversal | None, amount: int, *, actor: str, reason: str) -> None:
+    is_asked = settings.GIVE_BACK == ASK
+    again = SellerTransfer(
+        order_id=transfer.order_id,
+        seller_id=transfer.seller_id,
+        amount=amount,
+        currency=transfer.currency,
+        gives_back_of=transfer,
+        undoes=undone,
+        **(_undecided(reason) if is_asked else {"next_retry_at": Now()}),
+    )
+    again.add(actor=actor, reason=reason)
+    # Now it gets its number.
+    together.ask()
+    if is_asked:
+        logger.error("transfer_needs_a_person", transfer=again.pk, code=GIVE_BACK_UNDECIDED, request_id="")
+    logger.info("paying_again", transfer=again.pk, of=transfer.pk, amount=amount)
+
+
+def _undecided(reason: str) -> dict[str, Any]:
+    return {
+        "status": TransferStatus.PERMANENTLY_FAILED,
+        "failed_leg": SellerTransfer.Leg.SENDING,
+        **outcomes.error(GIVE_BACK_UNDECIDED, f"{reason}: pay the seller again by a retry, or decline"),
+    }
+
+
+# --- By an operator ---------------------------------------------------------------------------------------------------
+
+
+def decline(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+    """Not to pay the seller again: the platform keeps the money; committed on return. A retry pays instead.
+
+    Raises:
+        SellerTransfer.DoesNotExist: no such transfer.
+        NotAllowedNow: it pays nothing again, or does not wait for a person, or may have been sent.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = SellerTransfer.locked(transfer_id)
+        if transfer.gives_back_of_id is None:
+            raise NotAllowedNow(
+                f"transfer {transfer_id} is a seller's share of a sale: only a payment back is declined"
+            )
+        if transfer.status != TransferStatus.PERMANENTLY_FAILED or transfer.stripe_transfer_id:
+            raise NotAllowedNow(
+                f"transfer {transfer_id} is {transfer.status}: only one that waits for a person and was never sent can"
+                " be declined"
+            )
+        if transfer.in_doubt:
+            raise NotAllowedNow(
+                f"transfer {transfer_id} may have been sent: retry it, which looks at Stripe before anything is paid"
+            )
+        transfer.transition(
+            TransferStatus.CANCELED, actor=actor, reason=reason, declined=True, failed_leg="", **outcomes.CLEARED_ERROR
+        )
+    logger.info("give_back_declined", transfer=transfer_id, actor=actor)
+    return transfer

@@ -1,0 +1,523 @@
+"""What sellers owe, and get back when a refund fails after they had given their part."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pgtrigger
+import pytest
+from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketplace.errors import NotAllowedNow
+from marketplace.gateway.contract import Refused
+from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
+from marketplace.services import clawback, give_backs, reversals, seen_at_stripe, transfers
+from marketplace.shares import Loss, RefundCommission
+from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.workers import reversal as reversal_worker
+from marketplace.workers import transfer_retry
+from tests.factories import (
+    SellerTransferFactory,
+    TransferReversalFactory,
+    order_with_items,
+    order_with_transfers,
+)
+from tests.services.test_refunds import NOON, record
+from tests.workers.conftest import drain
+
+LATER = NOON + timedelta(days=1)
+
+
+# --- How much ---------------------------------------------------------------------------------------------------------
+
+
+def held(shares: list[int], taken: list[int]) -> list[clawback.Holding]:
+    return [
+        clawback.Holding(seller=seller, share=share, taken=gone)
+        for seller, (share, gone) in enumerate(zip(shares, taken, strict=True))
+    ]
+
+
+@given(
+    shares=st.lists(st.integers(1, 10_000), min_size=1, max_size=6),
+    platform=st.integers(0, 5000),
+    commission=st.sampled_from(RefundCommission),
+    steps=st.lists(st.integers(1, 3000), max_size=6),
+)
+def test_no_seller_owes_more_than_the_share_and_all_of_it_at_the_end(
+    shares: list[int], platform: int, commission: RefundCommission, steps: list[int]
+) -> None:
+    order = Order(amount=sum(shares) + platform, refund_commission=commission)
+    taken = [0] * len(shares)
+    refunded = 0
+    for step in [*steps, order.amount]:
+        refunded = min(refunded + step, order.amount)
+        losses = [Loss(amount=refunded)]
+        due = clawback.plan(order, losses, held(shares, taken))
+        taken = [before + more for before, more in zip(taken, due, strict=True)]
+        assert all(more >= 0 for more in due)
+        assert all(part <= share for part, share in zip(taken, shares, strict=True))
+        assert clawback.plan(order, losses, held(shares, taken)) == [0] * len(shares)
+    assert taken == shares
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("stripe_status", "counts"), [("", True), ("pending", True), ("failed", False), ("canceled", False)]
+)
+def test_what_a_person_has_to_see_to_is_owed_once(stripe_status: str, counts: bool) -> None:
+    """A reversal of which we lost sight counts, unless Stripe gave it up: that one has a row in its place."""
+    transfer = SellerTransferFactory(permanently_failed=True, amount=5000, failed_leg="reversing", reversal=False)
+    number = "trr_1" if stripe_status else ""
+    TransferReversalFactory(
+        transfer=transfer, failed=True, amount=1200, stripe_reversal_id=number, stripe_status=stripe_status
+    )
+    counted = 1200 if counts else 0
+    assert clawback.taken(transfer, transfer.reversals.all()) == clawback.Taken(total=counted, own=counted)
+
+
+# --- Giving back ------------------------------------------------------------------------------------------------------
+
+REVERSE = "POST /v1/transfers/{id}/reversals"
+Make = Callable[..., Order]
+
+
+@pytest.fixture
+def sold(db: None, simulator: Any, gateway: Any) -> Make:
+    """A paid order whose sellers exist at Stripe, and have their shares unless ``sent=False``."""
+
+    def make(amounts: tuple[int, ...] = (3000,), *, sent: bool = True) -> Order:
+        simulator.add_funds(1_000_000)
+        charge = simulator.create_charge(sum(amounts))
+        order = order_with_items(
+            amounts,
+            paid=True,
+            commission_basis_points=1000,
+            stripe_charge_id=charge["id"],
+            stripe_payment_intent_id=charge["payment_intent"],
+        )
+        for item in order.items.select_related("product__seller"):
+            seller = item.seller
+            seller.stripe_account_id = simulator.create_account()["id"]
+            seller.save()
+            SellerTransferFactory(order=order, seller=seller, amount=item.amount - item.amount // 10)
+        if sent:
+            drain(transfer_retry.TransferQueue(gateway))
+        return order
+
+    return make
+
+
+@pytest.fixture
+def work(gateway: Any) -> Callable[[], None]:
+    """Both workers, until nothing is due; what waits for a later time is due now."""
+
+    def run() -> None:
+        for _ in range(4):
+            SellerTransfer.objects.filter(next_retry_at__isnull=False).update(next_retry_at=Now())
+            drain(reversal_worker.ReversalQueue(gateway))
+            drain(transfer_retry.TransferQueue(gateway))
+
+    return run
+
+
+def fails(order: Order, **changes: Any) -> None:
+    record(order, status="failed", failure_reason="declined", seen_at=LATER, **changes)
+
+
+def spent(simulator: Any, order: Order) -> None:
+    """The sellers have nothing left at Stripe, and may owe it nothing."""
+    for transfer in order.transfers.all():
+        simulator.may_go_negative(transfer.seller.stripe_account_id, allowed=False)
+        simulator.pay_out(transfer.seller.stripe_account_id)
+
+
+def rows(order: Order) -> list[tuple[str, int, int]]:
+    return [(transfer.status, transfer.amount, transfer.amount_reversed) for transfer in order.transfers.order_by("id")]
+
+
+def kept_at_stripe(simulator: Any, order: Order) -> list[int]:
+    """What each seller has of this order, as Stripe says."""
+    accounts = list(dict.fromkeys(order.transfers.order_by("id").values_list("seller__stripe_account_id", flat=True)))
+    created = [event["data"]["object"]["id"] for event in simulator.events(type="transfer.created")]
+    made = [each for each in map(simulator.get, created) if each["transfer_group"] == order.transfer_group]
+    return [
+        sum(each["amount"] - each["amount_reversed"] for each in made if each["destination"] == account)
+        for account in accounts
+    ]
+
+
+def test_a_debt_that_was_not_collected_is_dropped(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    order = sold((3000, 2000))
+    record(order)
+    fails(order)
+    assert rows(order) == [("completed", 2700, 0), ("completed", 1800, 0)]
+    work()
+    assert simulator.requests.to(REVERSE) == []
+
+
+def test_what_came_back_is_paid_again_from_the_platforms_balance(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    record(order)
+    work()
+    assert rows(order) == [("reversed", 2700, 2700)]
+    fails(order)
+    work()
+    first, again = order.transfers.order_by("id")
+    assert rows(order) == [("reversed", 2700, 2700), ("completed", 2700, 0)]
+    assert (again.gives_back_of, again.undoes) == (first, first.reversals.get())
+    assert again.operation_id != first.operation_id
+    assert kept_at_stripe(simulator, order) == [2700]
+    assert simulator.get(again.stripe_transfer_id)["source_transaction"] is None
+
+
+def test_it_is_paid_again_once_however_often_the_failure_is_told(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    record(order)
+    work()
+    for _ in range(3):
+        fails(order)
+        work()
+    assert kept_at_stripe(simulator, order) == [2700]
+    assert order.transfers.count() == 2
+
+
+def test_of_two_refunds_the_one_that_failed_is_given_back(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    order = sold((3333, 1667))
+    record(order, amount=1001)
+    record(order, stripe_refund_id="re_2", amount=777)
+    work()
+    fails(order, amount=1001)
+    work()
+    alone = sold((3333, 1667))
+    record(alone, stripe_refund_id="re_3", amount=777)
+    work()
+    assert kept_at_stripe(simulator, order) == kept_at_stripe(simulator, alone)
+
+
+def test_a_share_that_was_kept_back_is_paid_after_all(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    order = sold((3000, 2000), sent=False)
+    record(order, amount=5000)
+    assert [status for status, *_ in rows(order)] == ["canceled", "canceled"]
+    fails(order, amount=5000)
+    assert [each.undoes for each in order.transfers.exclude(gives_back_of=None)] == [None, None]
+    work()
+    assert kept_at_stripe(simulator, order) == [2700, 1800]
+
+
+def test_a_transfer_that_was_made_smaller_and_is_not_sent_grows_again(sold: Make) -> None:
+    order = sold(sent=False)
+    record(order, amount=1000)
+    assert rows(order) == [("pending", 1800, 0)]
+    fails(order, amount=1000)
+    transfer = order.transfers.get()
+    assert (transfer.status, transfer.amount, transfer.amount_kept_back) == ("pending", 2700, 0)
+
+
+def test_a_transfer_that_was_sent_smaller_is_followed_by_another(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold(sent=False)
+    record(order, amount=1000)
+    work()
+    fails(order, amount=1000)
+    work()
+    assert rows(order) == [("completed", 1800, 0), ("completed", 900, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+@pytest.mark.parametrize(
+    ("fault", "paid_again"), [("drop_after", True), ("drop_before", False)], ids=["it was done", "it never arrived"]
+)
+def test_a_reversal_of_unknown_outcome_is_looked_for_before_it_is_dropped(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any, fault: str, paid_again: bool
+) -> None:
+    order = sold()
+    simulator.faults.add(fault, endpoint=REVERSE, times=1)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    fails(order)
+    reversal = TransferReversal.objects.get()
+    assert (reversal.status, reversal.unwanted_amount) == (ReversalStatus.PENDING, 2700)
+    work()
+    reversal.refresh_from_db()
+    assert (reversal.status, reversal.unwanted_amount) == ("succeeded" if paid_again else "canceled", 0)
+    assert rows(order) == (
+        [("reversed", 2700, 2700), ("completed", 2700, 0)] if paid_again else [("completed", 2700, 0)]
+    )
+    assert kept_at_stripe(simulator, order) == [2700]
+    assert len(simulator.requests.to(REVERSE)) == 1, "nothing was sent that was no longer owed"
+
+
+def test_one_that_waits_for_funds_does_not_wait_any_longer(sold: Make, simulator: Any, gateway: Any) -> None:
+    order = sold()
+    spent(simulator, order)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    assert order.transfers.get().last_error_code == "insufficient_funds"
+    fails(order)
+    # Due at once, not in hours.
+    assert drain(queue) == 1
+    assert rows(order) == [("completed", 2700, 0)]
+    assert order.transfers.get().last_error_code == ""
+
+
+def test_one_that_a_person_was_asked_about_needs_nobody_any_more(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    simulator.faults.add("unavailable", endpoint=REVERSE)
+    record(order)
+    work()
+    work()
+    assert rows(order) == [("permanently_failed", 2700, 0)]
+    sent = len(simulator.requests.to(REVERSE))
+    fails(order)
+    work()
+    assert rows(order) == [("completed", 2700, 0)]
+    assert len(simulator.requests.to(REVERSE)) == sent
+
+
+@pytest.mark.django_db
+def test_one_that_was_never_sent_because_its_id_is_missing_is_dropped_at_once() -> None:
+    order = order_with_transfers((3000,))
+    record(order)
+    with pgtrigger.ignore("marketplace.SellerTransfer:transfer_id_stays"):
+        order.transfers.update(stripe_transfer_id="")
+    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    reversals.settle_missing_id(claimed, actor="reversal worker")
+    assert rows(order) == [("permanently_failed", 3000, 0)]
+    fails(order)
+    assert [each.status for each in TransferReversal.objects.all()] == [ReversalStatus.CANCELED]
+
+
+@pytest.mark.parametrize("answer", ["done", "refused", "no funds"])
+def test_a_refund_that_fails_while_the_reversal_is_on_its_way_ends_in_the_same_place(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any, answer: str
+) -> None:
+    order = sold()
+    if answer == "no funds":
+        spent(simulator, order)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    refused = Refused(code="something_new", message="no")
+    answered = refused if answer == "refused" else queue._ask(claimed)
+    fails(order)
+    queue._settle(claimed, answered, stripe_is_down=False)
+    work()
+    assert [each.unwanted_amount for each in TransferReversal.objects.all()] == [0]
+    assert kept_at_stripe(simulator, order) == [2700]
+    assert {status for status, *_ in rows(order)} <= {"completed", "reversed"}
+
+
+def test_a_part_that_is_still_owed_is_owed_anew(
+    sold: Make, simulator: Any, gateway: Any, work: Callable[[], None]
+) -> None:
+    """The first refund's debt was rounded up by a cent that is the second's when the first is gone."""
+    order = sold((3333, 1667))
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=4)
+    record(order, amount=1001)
+    record(order, stripe_refund_id="re_2", amount=4999 - 1001)
+    drain(reversal_worker.ReversalQueue(gateway))
+    fails(order, amount=1001)
+    work()
+    must_give = clawback.plan(
+        order,
+        [Loss(amount=4999 - 1001)],
+        [clawback.Holding(seller=each, share=share, taken=0) for each, share in enumerate((3000, 1501))],
+    )
+    assert kept_at_stripe(simulator, order) == [
+        share - part for share, part in zip((3000, 1501), must_give, strict=True)
+    ]
+
+
+def test_what_was_no_longer_wanted_is_wanted_again_by_the_next_refund(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    fails(order)
+    record(order, stripe_refund_id="re_2", amount=1000)
+    reversal = TransferReversal.objects.get()
+    assert (reversal.amount, reversal.unwanted_amount) == (2700, 1800)
+    work()
+    assert kept_at_stripe(simulator, order) == [1800]
+
+
+def test_one_that_lands_after_it_was_dropped_is_given_back(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    fails(order)
+    work()
+    assert rows(order) == [("completed", 2700, 0)]
+    lost = TransferReversal.objects.get()
+    transfer = order.transfers.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, 2700, metadata={"operation_id": str(lost.operation_id)})
+    listed = gateway.list_reversals(transfer.stripe_transfer_id).reversals
+    with transaction.atomic():
+        seen_at_stripe.record(gateway.retrieve_transfer(transfer.stripe_transfer_id).transfer, listed, actor="inbox")
+    landed = TransferReversal.objects.latest("id")
+    assert (landed.cause, landed.refund_id) == (TransferReversal.Cause.REFUND, lost.refund_id)
+    work()
+    assert rows(order) == [("reversed", 2700, 2700), ("completed", 2700, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+def test_what_was_taken_elsewhere_is_not_given_back(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    """Somebody took it for a reason that we do not know."""
+    order = sold()
+    transfer = order.transfers.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, 700)
+    listed = gateway.list_reversals(transfer.stripe_transfer_id).reversals
+    with transaction.atomic():
+        seen_at_stripe.record(gateway.retrieve_transfer(transfer.stripe_transfer_id).transfer, listed, actor="inbox")
+    record(order, amount=1000)
+    work()
+    assert kept_at_stripe(simulator, order) == [1800], "200 more"
+    fails(order, amount=1000)
+    work()
+    assert kept_at_stripe(simulator, order) == [2000], "all but the 700"
+
+
+def test_a_refund_after_a_payment_back_that_is_not_sent_cancels_that(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    record(order)
+    work()
+    fails(order)
+    record(order, stripe_refund_id="re_2")
+    assert rows(order) == [("reversed", 2700, 2700), ("canceled", 2700, 0)]
+    fails(order, stripe_refund_id="re_2")
+    work()
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+def test_a_refund_after_a_payment_back_takes_that_too(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    order = sold()
+    record(order)
+    work()
+    fails(order)
+    work()
+    record(order, stripe_refund_id="re_2")
+    work()
+    assert rows(order) == [("reversed", 2700, 2700), ("reversed", 2700, 2700)]
+    fails(order, stripe_refund_id="re_2")
+    work()
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+# --- An operator decides ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided(sold: Make, work: Callable[[], None], settings: Any) -> SellerTransfer:
+    settings.GIVE_BACK = "ask"
+    order = sold()
+    record(order)
+    work()
+    fails(order)
+    work()
+    return order.transfers.latest("id")
+
+
+def test_a_payment_back_waits_for_a_decision_where_that_is_wanted(undecided: SellerTransfer, simulator: Any) -> None:
+    assert (undecided.status, undecided.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, GIVE_BACK_UNDECIDED)
+    assert kept_at_stripe(simulator, undecided.order) == [0]
+
+
+def test_a_retry_pays(undecided: SellerTransfer, simulator: Any, work: Callable[[], None]) -> None:
+    transfers.retry(transfer_id=undecided.pk, actor="user:eva", reason="hers")
+    work()
+    assert kept_at_stripe(simulator, undecided.order) == [2700]
+
+
+def test_declined_the_seller_is_not_paid_again_and_what_the_platform_keeps_is_not_taken_twice(
+    undecided: SellerTransfer, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = undecided.order
+    declined = give_backs.decline(transfer_id=undecided.pk, actor="user:eva", reason="fraud")
+    assert (declined.status, declined.declined) == (TransferStatus.CANCELED, True)
+    fails(order)
+    record(order, stripe_refund_id="re_2")
+    work()
+    assert (kept_at_stripe(simulator, order), order.transfers.count()) == ([0], 2)
+    assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 0
+    assert declined.history.latest("pgh_id").pgh_context == {"actor": "user:eva", "reason": "fraud", "attempt": None}
+
+
+def test_a_new_refund_makes_the_question_needless(undecided: SellerTransfer) -> None:
+    record(undecided.order, stripe_refund_id="re_2")
+    undecided.refresh_from_db()
+    assert (undecided.status, undecided.declined) == (TransferStatus.CANCELED, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"gives_back_of": None, "undoes": None}, "a seller's share of a sale"),
+        ({"status": TransferStatus.FAILED, "next_retry_at": NOON}, "is failed"),
+        ({"stripe_transfer_id": "tr_1"}, "never sent"),
+        ({"in_doubt": True}, "may have been sent"),
+    ],
+)
+def test_only_a_payment_back_that_waits_and_never_left_is_declined(
+    undecided: SellerTransfer, changes: dict[str, Any], why: str
+) -> None:
+    with pgtrigger.ignore("marketplace.SellerTransfer:listed_steps_only"):
+        SellerTransfer.objects.filter(pk=undecided.pk).update(**changes)
+    with pytest.raises(NotAllowedNow, match=why):
+        give_backs.decline(transfer_id=undecided.pk, actor="user:eva", reason="fraud")
+
+
+# --- The database's own guard -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_more_than_was_reversed_cannot_be_given_back() -> None:
+    transfer = SellerTransferFactory(reversed=True, amount=5000)
+    undone = transfer.reversals.get()
+    again = {"order": transfer.order, "seller": transfer.seller, "gives_back_of": transfer, "undoes": undone}
+    SellerTransferFactory(amount=3000, **again)
+    SellerTransferFactory(amount=2000, **again)
+    with pytest.raises(IntegrityError, match="more would be given back than was taken"), transaction.atomic():
+        SellerTransferFactory(amount=1, **again)
+
+
+@pytest.mark.django_db
+def test_more_than_was_kept_back_cannot_be_given_back() -> None:
+    transfer = SellerTransferFactory(completed=True, amount=5000, amount_kept_back=300)
+    again = {"order": transfer.order, "seller": transfer.seller, "gives_back_of": transfer}
+    SellerTransferFactory(amount=300, **again)
+    with pytest.raises(IntegrityError, match="more would be given back than was taken"), transaction.atomic():
+        SellerTransferFactory(amount=1, **again)
+
+
+@pytest.mark.django_db
+def test_what_did_not_come_back_cannot_be_given_back() -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, amount=5000)
+    with pytest.raises(IntegrityError, match="more would be given back than was taken"), transaction.atomic():
+        SellerTransferFactory(
+            amount=1,
+            order=transfer.order,
+            seller=transfer.seller,
+            gives_back_of=transfer,
+            undoes=transfer.reversals.get(),
+        )
