@@ -27,16 +27,20 @@ SEEN_AT_STRIPE = {
     (T.PERMANENTLY_FAILED, T.PARTIALLY_REVERSED),
     (T.PERMANENTLY_FAILED, T.REVERSED),
 }
-BY_OPERATOR = {(T.PERMANENTLY_FAILED, T.REVERSAL_PENDING), (T.PERMANENTLY_FAILED, T.FAILED)}
+BY_OPERATOR = {
+    (T.PERMANENTLY_FAILED, T.REVERSAL_PENDING),
+    (T.PERMANENTLY_FAILED, T.FAILED),
+    (T.PERMANENTLY_FAILED, T.CANCELED),
+}
 
 # Who moves a row on, by class and member: statuses of two classes that have the same text are equal.
 MOVED_BY = {
     "TransferStatus.PENDING": "transfer retry worker; a refund, while it was never sent",
     "TransferStatus.FAILED": "transfer retry worker; a refund, while it is not in doubt",
     "TransferStatus.COMPLETED": "a refund that succeeds",
-    "TransferStatus.REVERSAL_PENDING": "reversal worker",
+    "TransferStatus.REVERSAL_PENDING": "reversal worker; a refund that fails",
     "TransferStatus.PARTIALLY_REVERSED": "the next refund that succeeds",
-    "TransferStatus.PERMANENTLY_FAILED": "an operator's retry",
+    "TransferStatus.PERMANENTLY_FAILED": "an operator's retry or decline; a refund that fails",
     "ReversalStatus.PENDING": "reversal worker",
     "ReversalStatus.FAILED": "an operator's retry of its transfer",
     "RefundStatus.REQUESTED": "the API request that wrote it; after that the reversal worker",
@@ -249,7 +253,7 @@ def picture() -> str:
         for x, colour, dashes, marker, words in (
             (40, PLAIN, "", "plain", "a worker, or a refund that succeeded"),
             (420, SEEN, ' stroke-dasharray="6 5"', "plain", "seen at Stripe: made elsewhere"),
-            (760, OPERATOR, "", "operator", "an operator's retry"),
+            (760, OPERATOR, "", "operator", "an operator's retry, or decision"),
         )
     )
     markers = "".join(

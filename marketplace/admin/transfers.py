@@ -23,7 +23,7 @@ from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney
 from marketplace.admin.history import ReversalHistoryInline, TransferHistoryInline
 from marketplace.errors import MarketplaceError
 from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import transfers
+from marketplace.services import give_backs, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 
 
@@ -88,7 +88,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")
     search_help_text = _("A transfer's number, tr_… or trr_…, whole")
     actions = ("retry_selected",)
-    actions_detail = ("retry_one", "enter_transfer_id")
+    actions_detail = ("retry_one", "enter_transfer_id", "decline")
     inlines = (ReversalInline, TransferHistoryInline)
     fieldsets = (
         (
@@ -98,6 +98,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
                     ("status_label", "failed_leg"),
                     ("seller_link", "order_link"),
                     ("amount_shown", "reversed_shown", "kept_back_shown"),
+                    ("gives_back_of_link", "undoes_link", "declined_shown"),
                 )
             },
         ),
@@ -130,6 +131,9 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         "kept_back_shown",
         "seller_link",
         "order_link",
+        "gives_back_of_link",
+        "undoes_link",
+        "declined_shown",
         "in_doubt_shown",
         "look_first_shown",
     )
@@ -143,6 +147,18 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     @admin.display(description=_("kept back"))
     def kept_back_shown(self, transfer: SellerTransfer) -> SafeString | str:
         return money(transfer.amount_kept_back or None, transfer.currency)
+
+    @admin.display(description=_("gives back of"))
+    def gives_back_of_link(self, transfer: SellerTransfer) -> SafeString | str:
+        return link(transfer.gives_back_of)
+
+    @admin.display(description=_("undoes"))
+    def undoes_link(self, transfer: SellerTransfer) -> SafeString | str:
+        return link(transfer.undoes)
+
+    @admin.display(description=_("declined"))
+    def declined_shown(self, transfer: SellerTransfer) -> Any:
+        return yes_no(transfer.declined)
 
     @admin.display(description=_("seller"), ordering="seller__name")
     def seller_link(self, transfer: SellerTransfer) -> SafeString | str:
@@ -169,6 +185,9 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     def has_retry_permission(self, request: HttpRequest, _object_id: Any = None) -> bool:
         return self.has_view_permission(request) and request.user.has_perm("marketplace.retry_sellertransfer")
 
+    def has_decline_permission(self, request: HttpRequest, _object_id: Any = None) -> bool:
+        return self.has_view_permission(request) and request.user.has_perm("marketplace.decline_sellertransfer")
+
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
         """Only the buttons that could do something."""
         transfer = self.get_object(request, str(object_id))
@@ -179,6 +198,8 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
             useless.add("enter_transfer_id")
         else:
             useless.add("retry_one")
+        if transfer.gives_back_of_id is None or transfer.stripe_transfer_id or transfer.in_doubt:
+            useless.add("decline")
         found = super().get_actions_detail(request, object_id)
         return [item for item in found if item.path not in useless]
 
@@ -241,6 +262,33 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         title = gettext("Stripe id of %(transfer)s") % {"transfer": transfer}
         return self.ask(request, form, [transfer], title=title, submit=gettext("Save"))
 
+    @action(
+        description=_("Decline"),
+        permissions=["decline"],
+        url_path="decline",
+        icon="block",
+        variant=ActionVariant.DANGER,
+    )
+    def decline(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        transfer = self.get_object(request, str(object_id))
+        if transfer is None:
+            return self.back(None)
+        form = ReasonForm(request.POST or None)
+        if form.is_valid():
+            try:
+                give_backs.decline(
+                    transfer_id=transfer.pk,
+                    actor=f"user:{request.user.get_username()}",
+                    reason=form.cleaned_data["reason"],
+                )
+            except MarketplaceError as error:
+                form.add_error(None, error.message)
+            else:
+                self.message_user(request, gettext("Declined: the seller is not paid again."), messages.SUCCESS)
+                return self.back(transfer)
+        title = gettext("Do not pay %(seller)s again") % {"seller": transfer.seller}
+        return self.ask(request, form, [transfer], title=title, submit=gettext("Decline"))
+
     def _retry(self, request: HttpRequest, rows: list[SellerTransfer], reason: str) -> None:
         """Each row by itself: one that cannot be retried does not hold up the others."""
         done = []
@@ -295,7 +343,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
                 "fields": (
                     ("status_label", "cause"),
                     ("transfer_link", "refund_link"),
-                    "amount_shown",
+                    ("amount_shown", "unwanted_shown"),
                     ("created_at", "updated_at"),
                 )
             },
@@ -309,7 +357,18 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
             {"fields": (("operation_id", "key_generation"), ("first_attempted_at", "look_first_shown"))},
         ),
     )
-    readonly_fields = ("status_label", "amount_shown", "transfer_link", "refund_link", "look_first_shown")
+    readonly_fields = (
+        "status_label",
+        "amount_shown",
+        "unwanted_shown",
+        "transfer_link",
+        "refund_link",
+        "look_first_shown",
+    )
+
+    @admin.display(description=_("no longer owed"))
+    def unwanted_shown(self, reversal: TransferReversal) -> SafeString | str:
+        return money(reversal.unwanted_amount or None, reversal.currency)
 
     @admin.display(description=_("look first"))
     def look_first_shown(self, reversal: TransferReversal) -> Any:

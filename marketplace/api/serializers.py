@@ -161,7 +161,7 @@ class RefundSerializer(Shown):
 
 
 class ReversalSerializer(Shown):
-    staff_only = ("refund", "stripe_status", "waiting_for_funds_since")
+    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount")
 
     class Meta:
         model = TransferReversal
@@ -178,6 +178,7 @@ class ReversalSerializer(Shown):
             "refund",
             "stripe_status",
             "waiting_for_funds_since",
+            "unwanted_amount",
         )
 
 
@@ -195,6 +196,9 @@ class TransferSerializer(Shown):
             "amount_reversed",
             "amount_kept_back",
             "currency",
+            "gives_back_of",
+            "undoes",
+            "declined",
             "stripe_transfer_id",
             "stripe_reversal_id",
             "created_at",

@@ -34,7 +34,7 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
-from marketplace.services import refund_plans, refunds, transfers
+from marketplace.services import give_backs, refund_plans, refunds, transfers
 from marketplace.states import RefundStatus
 
 M = TypeVar("M", bound=Model)
@@ -312,6 +312,38 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         body = serializers.ReasonSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         transfers.retry(
+            transfer_id=transfer.pk,
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+        )
+        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+
+    @extend_schema(
+        summary="Decline to pay a seller again",
+        description="Of a transfer that gives back (`gives_back_of`) and waits for a person: the platform keeps the"
+        " money, for good. A retry pays it instead. Needs the permission `marketplace.decline_sellertransfer`.",
+        request=serializers.ReasonSerializer,
+        examples=[OpenApiExample("A reason", value={"reason": "agreed with the seller"}, request_only=True)],
+        responses={
+            200: serializers.TransferDetailSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It is a seller's share of a sale, does not wait for a person, or may have been sent.",
+                (
+                    "A share of a sale",
+                    409,
+                    "not-allowed-now",
+                    "transfer 7 is a seller's share of a sale: only a payment back is declined",
+                ),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"])
+    def decline(self, request: Request, pk: int) -> Response:
+        transfer = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, "marketplace.decline_sellertransfer")
+        body = serializers.ReasonSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        give_backs.decline(
             transfer_id=transfer.pk,
             actor=f"user:{request.user.get_username()}",
             reason=body.validated_data["reason"],

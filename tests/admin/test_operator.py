@@ -272,3 +272,56 @@ def test_a_sending_that_failed_may_be_retried_and_takes_no_id(operator: Client) 
 
     assert address("retry_one", transfer) in shown
     assert address("enter_transfer_id", transfer) not in shown
+
+
+# --- Paying a seller again ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided(db: None) -> SellerTransfer:
+    taken = SellerTransferFactory(reversed=True, amount=5000)
+    return SellerTransferFactory(
+        permanently_failed_sending=True,
+        last_error_code="give_back_undecided",
+        amount=5000,
+        order=taken.order,
+        seller=taken.seller,
+        gives_back_of=taken,
+        undoes=taken.reversals.get(),
+    )
+
+
+@pytest.fixture
+def decider(db: None) -> Client:
+    client = Client()
+    client.force_login(UserFactory(username="eva", staff=True, permissions=[*VIEWS, "decline_sellertransfer"]))
+    return client
+
+
+def test_a_payment_back_is_declined_with_a_reason(decider: Client, undecided: SellerTransfer) -> None:
+    assert address("decline", undecided) in decider.get(address("change", undecided)).content.decode()
+    assert "This field is required" in decider.post(address("decline", undecided), {"reason": ""}).content.decode()
+    response = decider.post(address("decline", undecided), {"reason": REASON}, follow=True)
+    assert "the seller is not paid again" in response.content.decode()
+    assert status(undecided) == "canceled"
+    assert undecided.history.latest("pgh_id").pgh_context["actor"] == "user:eva"
+    assert (
+        "only one that waits for a person"
+        in decider.post(address("decline", undecided), {"reason": REASON}).content.decode()
+    )
+
+
+def test_only_a_payment_back_has_the_button(decider: Client) -> None:
+    transfer = SellerTransferFactory(permanently_failed_sending=True)
+    assert address("decline", transfer) not in decider.get(address("change", transfer)).content.decode()
+
+
+def test_who_may_retry_may_not_decline(operator: Client, undecided: SellerTransfer) -> None:
+    assert address("decline", undecided) not in operator.get(address("change", undecided)).content.decode()
+    assert operator.post(address("decline", undecided), {"reason": REASON}).status_code == 403
+    assert status(undecided) == "permanently_failed"
+
+
+def test_a_payment_back_that_is_not_there(decider: Client) -> None:
+    gone = reverse("admin:marketplace_sellertransfer_decline", args=[10**6])
+    assert decider.get(gone)["Location"] == reverse(LIST)

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from marketplace import inbox
-from marketplace.models import SellerTransfer
+from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer
 from marketplace.services import outcomes, reversals, transfers
 from tests.factories import SellerTransferFactory
 
@@ -35,7 +35,7 @@ def test_every_waiting_or_failed_status_has_its_entry(kind: str, status: str) ->
 def written_codes() -> set[str]:
     """The error codes that the code writes down by name: arguments of ``error(…)`` and constants beside them."""
     found = {*outcomes.CODES.values(), reversals.PARTLY_REVERSED_ELSEWHERE, reversals.RETRIES_EXHAUSTED}
-    found |= {inbox.UNKNOWN_ORDER, inbox.UNKNOWN_TRANSFER, inbox.NOT_ALL_LISTED}
+    found |= {GIVE_BACK_UNDECIDED, inbox.UNKNOWN_ORDER, inbox.UNKNOWN_TRANSFER, inbox.NOT_ALL_LISTED}
     for path in [*(ROOT / "marketplace" / "services").glob("*.py"), ROOT / "marketplace" / "inbox.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"error", "outcomes.error"} and node.args:
