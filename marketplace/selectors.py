@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import ProgrammingError, connection
-from django.db.models import Count, Min, Model, Sum
+from django.db.models import Count, Min, Model, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from marketplace.models import (
     CircuitBreaker,
+    Debt,
     Order,
     Refund,
     SellerTransfer,
@@ -147,3 +149,124 @@ def longest_due(queue: str) -> datetime | None:
 def refund_by_request(*, requested_by: User, request_key: str) -> Refund | None:
     """What an earlier request with the same Idempotency-Key made."""
     return Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()
+
+
+# --- What sellers owe -------------------------------------------------------------------------------------------------
+
+# Age groups: more than so many days since it is owed, up to so many.
+DEBT_AGES: Mapping[str, tuple[int, int | None]] = {
+    "0-7": (0, 7),
+    "8-30": (7, 30),
+    "31-90": (30, 90),
+    "over-90": (90, None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebtTotal:
+    """What one seller owes in one currency, in its minor unit; ``by_age`` as in ``DEBT_AGES``."""
+
+    seller_id: int
+    seller_name: str
+    currency: str
+    count: int
+    amount: int
+    by_age: Mapping[str, int]
+
+
+def debts_aged(age: str) -> Q:
+    """Debts of one age group, by the database's clock."""
+    younger, older = DEBT_AGES[age]
+    found = Q(owed_since__lte=Now() - timedelta(days=younger))
+    return found if older is None else found & Q(owed_since__gt=Now() - timedelta(days=older))
+
+
+def debt_totals(debts: QuerySet[Debt] | None = None) -> list[DebtTotal]:
+    """Of open debts, by seller and currency; the sellers who owe most first."""
+    rows = Debt.objects.open() if debts is None else debts
+    ages = {
+        f"age_{number}": Sum("amount_left", filter=debts_aged(age), default=0) for number, age in enumerate(DEBT_AGES)
+    }
+    grouped: Any = (
+        rows.order_by()
+        .values("transfer__seller_id", "transfer__seller__name", "currency")
+        .annotate(count=Count("id"), total=Sum("amount_left"), **ages)
+        .order_by("-total", "transfer__seller_id", "currency")
+    )
+    return [
+        DebtTotal(
+            seller_id=row["transfer__seller_id"],
+            seller_name=row["transfer__seller__name"],
+            currency=row["currency"],
+            count=row["count"],
+            amount=row["total"],
+            by_age=dict(zip(DEBT_AGES, (row[name] for name in ages), strict=True)),
+        )
+        for row in grouped
+    ]
+
+
+def debt_by_currency() -> dict[str, int]:
+    """What all sellers owe, in minor units."""
+    rows = Debt.objects.open().order_by().values("currency").annotate(total=Sum("amount_left")).order_by("currency")
+    return {row["currency"]: row["total"] for row in rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebtDrift:
+    """Where the account of debts does not add up: amounts in minor units."""
+
+    what: str
+    currency: str
+    recorded: int
+    expected: int
+
+
+def debt_drift() -> list[DebtDrift]:
+    """Nothing, as long as the sum of debts is that of the reversals which were not had, less what their entries say.
+
+    The left side is read from the columns of the reversals; the right one from amounts and entries alone, by seller.
+    What was netted is compared the same way, by transfer. For ``reconcile``, and for a doubt.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_DEBT_DRIFT)
+        return [
+            DebtDrift(what=what, currency=currency, recorded=int(recorded), expected=int(expected))
+            for what, currency, recorded, expected in cursor.fetchall()
+        ]
+
+
+_DEBT_DRIFT = """
+    WITH settled AS (
+        SELECT reversal_id, sum(amount) AS amount FROM marketplace_debtentry GROUP BY reversal_id
+    ), debts AS (
+        SELECT transfer.seller_id, reversal.currency,
+            sum(reversal.amount - reversal.unwanted_amount - reversal.amount_recovered - reversal.amount_written_off)
+                AS recorded,
+            sum(reversal.amount - reversal.unwanted_amount - COALESCE(settled.amount, 0)) AS expected
+        FROM marketplace_transferreversal AS reversal
+        JOIN marketplace_sellertransfer AS transfer ON transfer.id = reversal.transfer_id
+        LEFT JOIN settled ON settled.reversal_id = reversal.id
+        WHERE reversal.status = 'failed' AND reversal.stripe_status NOT IN ('failed', 'canceled')
+        GROUP BY transfer.seller_id, reversal.currency
+    ), over AS (
+        -- Settled ones are no debts any more; what they say counts all the same when a refund fails.
+        SELECT reversal.id, reversal.currency, reversal.amount_recovered + reversal.amount_written_off AS recorded,
+            COALESCE(settled.amount, 0) AS expected
+        FROM marketplace_transferreversal AS reversal
+        LEFT JOIN settled ON settled.reversal_id = reversal.id
+        WHERE reversal.amount_recovered <> 0 OR reversal.amount_written_off <> 0 OR settled.amount <> 0
+    ), netted AS (
+        SELECT transfer.id, transfer.currency, transfer.amount_netted AS recorded,
+            COALESCE((SELECT sum(amount) FROM marketplace_debtentry WHERE transfer_id = transfer.id), 0) AS expected
+        FROM marketplace_sellertransfer AS transfer
+        WHERE transfer.amount_netted <> 0
+            OR transfer.id IN (SELECT transfer_id FROM marketplace_debtentry WHERE transfer_id IS NOT NULL)
+    )
+    SELECT 'debts of seller ' || seller_id, currency, recorded, expected FROM debts WHERE recorded <> expected
+    UNION ALL
+    SELECT 'settled of reversal ' || id, currency, recorded, expected FROM over WHERE recorded <> expected
+    UNION ALL
+    SELECT 'netted from transfer ' || id, currency, recorded, expected FROM netted WHERE recorded <> expected
+    ORDER BY 1
+"""

@@ -29,7 +29,7 @@ class TransferStatus(TextChoices):
     REVERSED = "reversed", _("reversed")
     # No automatic step is left: a person decides.
     PERMANENTLY_FAILED = "permanently_failed", _("permanently failed")
-    # Refunded before any money moved: the seller is never paid.
+    # Nothing is sent: refunded before any money moved, declined, or all of it paid what the seller owed.
     CANCELED = "canceled", _("canceled")
 
 

@@ -13,6 +13,7 @@ from django.db import models
 from django.utils import timezone
 
 from marketplace.models import (
+    DebtEntry,
     Order,
     OrderItem,
     Product,
@@ -280,7 +281,8 @@ class TransferReversalFactory(ModelFactory[TransferReversal]):
             first_attempted_at=minutes_ago(4),
             stripe_reversal_id=stripe_id("trr"),
         )
-        failed = factory.Trait(status=ReversalStatus.FAILED, first_attempted_at=minutes_ago(4))
+        # Stripe said no to it. ``refused=False`` where its outcome is unknown.
+        failed = factory.Trait(status=ReversalStatus.FAILED, first_attempted_at=minutes_ago(4), refused=True)
         canceled = factory.Trait(status=ReversalStatus.CANCELED)
 
     transfer = factory.SubFactory(SellerTransferFactory, reversal_pending=True, reversal=False)
@@ -288,6 +290,31 @@ class TransferReversalFactory(ModelFactory[TransferReversal]):
     refund = factory.LazyAttribute(lambda reversal: refund_of(reversal.transfer.order))
     amount = factory.LazyAttribute(lambda reversal: reversal.transfer.amount_unreversed or reversal.transfer.amount)
     currency = factory.SelfAttribute("transfer.currency")
+
+
+class DebtEntryFactory(ModelFactory[DebtEntry]):
+    """A part of a debt was paid by hand; the reversal's columns say so too, unless ``book=False``."""
+
+    class Meta:
+        model = DebtEntry
+
+    reversal = factory.SubFactory(
+        TransferReversalFactory,
+        failed=True,
+        transfer=factory.SubFactory(SellerTransferFactory, permanently_failed=True, reversal=False),
+    )
+    kind = DebtEntry.Kind.PAID
+    amount = 1000
+    currency = factory.SelfAttribute("reversal.currency")
+    actor = "user:ann"
+    reason = "by bank transfer"
+
+    @factory.post_generation
+    def book(self: DebtEntry, create: bool, wanted: bool | None, **_: Any) -> None:  # type: ignore[misc]
+        if create and wanted is not False:
+            column = "amount_written_off" if self.kind == DebtEntry.Kind.WRITTEN_OFF else "amount_recovered"
+            settled = {column: getattr(self.reversal, column) + self.amount}
+            self.reversal.change(reason=self.reason, actor=self.actor, **settled)
 
 
 def refund_of(order: Order) -> Refund:

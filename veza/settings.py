@@ -164,6 +164,7 @@ COMMISSION_BASIS_POINTS = env.integer("COMMISSION_BASIS_POINTS", "1000", minimum
 REFUND_COMMISSION_POLICIES = ("proportional", "platform_keeps", "platform_bears")
 REFUND_COMMISSION = env.choice("REFUND_COMMISSION", "proportional", REFUND_COMMISSION_POLICIES)
 # What becomes of what sellers gave for a refund that failed afterwards.
+NET_DEBTS = env.boolean("NET_DEBTS", "false")
 GIVE_BACK = env.choice("GIVE_BACK", "automatic", ("automatic", "ask"))
 
 # --- Workers ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Tables, constraints, triggers and ``transition()``; no policy."""
 
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
+from marketplace.models.debts import Debt, DebtEntry
 from marketplace.models.funds import BalanceWatch
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
 from marketplace.models.sales import Order, OrderItem, Product, Seller
@@ -21,6 +22,8 @@ __all__ = [
     "SENDING_CHANNEL",
     "BalanceWatch",
     "CircuitBreaker",
+    "Debt",
+    "DebtEntry",
     "Order",
     "OrderItem",
     "Product",

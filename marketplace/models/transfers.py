@@ -44,7 +44,8 @@ def given_back_once(name: str) -> pgtrigger.Trigger:
                 SELECT amount_kept_back + CASE WHEN status = 'canceled' AND NOT declined THEN amount ELSE 0 END
                 INTO most FROM marketplace_sellertransfer WHERE id = NEW.gives_back_of_id FOR NO KEY UPDATE;
             ELSE
-                SELECT CASE WHEN status = 'succeeded' AND transfer_id = NEW.gives_back_of_id THEN amount ELSE 0 END
+                SELECT CASE WHEN transfer_id <> NEW.gives_back_of_id THEN 0
+                    WHEN status = 'succeeded' THEN amount + amount_recovered ELSE amount_recovered END
                 INTO most FROM marketplace_transferreversal WHERE id = NEW.undoes_id FOR NO KEY UPDATE;
             END IF;
             SELECT COALESCE(sum(amount + amount_kept_back), 0) INTO given FROM marketplace_sellertransfer
@@ -56,6 +57,55 @@ def given_back_once(name: str) -> pgtrigger.Trigger:
             RETURN NEW;
             """,
     )
+
+
+def agrees_with_debt_entries(name: str, checked: str, *columns: str) -> list[pgtrigger.Trigger]:
+    """When a transaction ends, what the row says of settled debts is what their entries say; ``checked`` looks."""
+    changed = " OR ".join(f"OLD.{column} <> NEW.{column}" for column in columns)
+    there = " OR ".join(f"NEW.{column} <> 0" for column in columns)
+    return [
+        pgtrigger.Trigger(
+            name=f"{name}_{when}",
+            level=pgtrigger.Row,
+            when=pgtrigger.After,
+            operation=operation,
+            timing=pgtrigger.Deferred,
+            condition=pgtrigger.Condition(condition),
+            func=f"{checked} RETURN NULL;",
+        )
+        for when, operation, condition in (
+            ("written", pgtrigger.Insert, there),
+            ("changed", pgtrigger.Update, changed),
+        )
+    ]
+
+
+def reversal_agrees(reversal: str) -> str:
+    """As PL/pgSQL: raises unless the columns of the reversal, named by an expression, are the sums of its entries."""
+    return f"""
+            IF EXISTS (
+                SELECT FROM marketplace_transferreversal AS debt
+                WHERE debt.id = {reversal} AND (debt.amount_recovered, debt.amount_written_off) <> (
+                    SELECT COALESCE(sum(amount) FILTER (WHERE kind <> 'written_off'), 0),
+                        COALESCE(sum(amount) FILTER (WHERE kind = 'written_off'), 0)
+                    FROM marketplace_debtentry WHERE reversal_id = debt.id)
+            ) THEN
+                RAISE EXCEPTION 'reversal % does not agree with its debt entries', {reversal}
+                    USING ERRCODE = 'check_violation';
+            END IF;"""  # noqa: S608 - an expression of our own
+
+
+def transfer_agrees(transfer: str) -> str:
+    """The same of what was netted from a transfer."""
+    return f"""
+            IF EXISTS (
+                SELECT FROM marketplace_sellertransfer AS paying
+                WHERE paying.id = {transfer} AND paying.amount_netted <> (
+                    SELECT COALESCE(sum(amount), 0) FROM marketplace_debtentry WHERE transfer_id = paying.id)
+            ) THEN
+                RAISE EXCEPTION 'transfer % does not agree with its debt entries', {transfer}
+                    USING ERRCODE = 'check_violation';
+            END IF;"""  # noqa: S608 - as above
 
 
 @tracked(
@@ -94,6 +144,12 @@ class SellerTransfer(Lifecycle, Work):
         _("amount kept back"),
         default=0,
         help_text=_("Of the seller's share, what was refunded before it was sent."),
+    )
+    amount_netted = models.BigIntegerField(
+        _("amount netted"),
+        default=0,
+        db_default=0,
+        help_text=_("Of the seller's share, what paid the seller's debts of earlier orders, and so is not sent."),
     )
     currency = models.CharField(_("currency"), max_length=3)
     stripe_transfer_id = models.CharField(
@@ -180,11 +236,18 @@ class SellerTransfer(Lifecycle, Work):
                 ),
             ),
             given_back_once("given_back_once"),
+            *agrees_with_debt_entries("netted_agrees", transfer_agrees("NEW.id"), "amount_netted"),
             wakes_workers("wakes_sending", SENDING_CHANNEL, ["pending", "failed"]),
             wakes_workers("wakes_reversing", REVERSING_CHANNEL, ["reversal_pending"]),
         ]
         constraints = [
-            models.CheckConstraint(name="transfer_amount_positive", condition=Q(amount__gt=0)),
+            # Nothing is left to send where all of it was netted.
+            models.CheckConstraint(
+                name="transfer_amount_positive",
+                condition=Q(amount__gt=0)
+                | (Q(amount=0, status="canceled") & (Q(amount_netted__gt=0) | Q(amount_kept_back__gt=0))),
+            ),
+            models.CheckConstraint(name="transfer_netted_not_negative", condition=Q(amount_netted__gte=0)),
             models.CheckConstraint(name="transfer_kept_back_not_negative", condition=Q(amount_kept_back__gte=0)),
             models.CheckConstraint(
                 name="transfer_reversed_within_amount",
@@ -194,7 +257,7 @@ class SellerTransfer(Lifecycle, Work):
             models.CheckConstraint(
                 name="transfer_reversed_means_all",
                 condition=(Q(status="reversed") & Q(amount_reversed=F("amount")))
-                | (~Q(status="reversed") & Q(amount_reversed__lt=F("amount"))),
+                | (~Q(status="reversed") & (Q(amount_reversed__lt=F("amount")) | Q(amount=0))),
             ),
             models.CheckConstraint(
                 name="transfer_part_means_part",
@@ -264,7 +327,7 @@ class SellerTransfer(Lifecycle, Work):
     @property
     def share(self) -> int:
         """The seller's part of the order as it was at the sale."""
-        return self.amount + self.amount_kept_back
+        return self.amount + self.amount_kept_back + self.amount_netted
 
     @property
     def amount_unreversed(self) -> int:
@@ -332,6 +395,29 @@ class TransferReversal(Lifecycle):
         db_default=0,
         help_text=_("Of the amount, since it may have been sent. Where Stripe does not show it, it is canceled."),
     )
+    # Whatever was sent before, it is surely not at Stripe. Only such a debt can be settled in another way.
+    refused = models.BooleanField(
+        _("refused"), default=False, db_default=False, help_text=_("Stripe said a plain no to it: it is not there.")
+    )
+    in_place_of = models.ForeignKey(
+        "self",
+        verbose_name=_("in place of"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="replaced_by",
+        help_text=_("The first reversal of which this is what is still owed."),
+    )
+    amount_recovered = models.BigIntegerField(
+        _("amount recovered"),
+        default=0,
+        db_default=0,
+        help_text=_("Of the amount, what came back another way: netted from later transfers, or paid by hand."),
+    )
+    amount_written_off = models.BigIntegerField(
+        _("amount written off"), default=0, db_default=0, help_text=_("Of the amount, what nobody asks for any more.")
+    )
     stripe_reversal_id = models.CharField(
         _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
     )
@@ -355,6 +441,9 @@ class TransferReversal(Lifecycle):
                 operation=pgtrigger.Update,
                 condition=pgtrigger.Condition("OLD.amount <> NEW.amount AND OLD.first_attempted_at IS NOT NULL"),
             ),
+            *agrees_with_debt_entries(
+                "settled_agrees", reversal_agrees("NEW.id"), "amount_recovered", "amount_written_off"
+            ),
         ]
         constraints = [
             models.CheckConstraint(name="reversal_amount_positive", condition=Q(amount__gt=0)),
@@ -366,6 +455,21 @@ class TransferReversal(Lifecycle):
                 name="reversal_unwanted_while_open",
                 condition=Q(unwanted_amount=0) | Q(status__in=["pending", "failed"]),
             ),
+            models.CheckConstraint(
+                name="reversal_settled_within_amount",
+                condition=Q(
+                    amount_recovered__gte=0,
+                    amount_written_off__gte=0,
+                    amount__gte=F("amount_recovered") + F("amount_written_off"),
+                ),
+            ),
+            # A debt of which nothing is left is canceled; what is to be sent is owed in full.
+            models.CheckConstraint(
+                name="reversal_settled_is_not_owed",
+                condition=(~Q(status="pending") | Q(amount_recovered=0, amount_written_off=0))
+                & (~Q(status="failed") | Q(amount__gt=F("amount_recovered") + F("amount_written_off"))),
+            ),
+            models.CheckConstraint(name="reversal_refused_is_over", condition=Q(refused=False) | ~Q(status="pending")),
             models.CheckConstraint(name="reversal_status_listed", condition=Q(status__in=ReversalStatus.values)),
             models.CheckConstraint(
                 name="reversal_done_with_proof", condition=~Q(status="succeeded") | ~Q(stripe_reversal_id="")
@@ -383,12 +487,14 @@ class TransferReversal(Lifecycle):
             models.UniqueConstraint(
                 name="reversal_once_per_refund",
                 fields=["refund", "transfer"],
-                condition=Q(status__in=["pending", "succeeded"]),
+                # Nor one of which a part was settled in another way, so that the rest is a row of its own.
+                condition=Q(status__in=["pending", "succeeded"], in_place_of=None),
             ),
             is_currency("reversal_currency"),
         ]
         indexes = [
             models.Index(name="reversals_owed", fields=["transfer", "id"], condition=Q(status="pending")),
+            models.Index(name="reversals_failed", fields=["transfer", "id"], condition=Q(status="failed")),
         ]
 
     def __str__(self) -> str:
@@ -397,6 +503,16 @@ class TransferReversal(Lifecycle):
     @property
     def money(self) -> Money:
         return Money(self.amount, self.currency)
+
+    @property
+    def amount_settled(self) -> int:
+        """What of it came back another way than by Stripe's reversal, or is not asked for any more."""
+        return self.amount_recovered + self.amount_written_off
+
+    @property
+    def amount_open(self) -> int:
+        """Of one that has not succeeded, what is owed still."""
+        return self.amount - self.unwanted_amount - self.amount_settled
 
     @property
     def idempotency_key(self) -> str:

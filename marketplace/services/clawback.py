@@ -15,7 +15,7 @@ from django.db.models import Sum
 from marketplace.errors import Unwanted
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP, InsufficientFunds, NotFound, Refused
 from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal, taking_back
-from marketplace.services import give_backs, outcomes, reversals
+from marketplace.services import debts, give_backs, outcomes, reversals
 from marketplace.services.reversals import Claimed, ReversalAnswer
 from marketplace.shares import Loss, RefundCommission, Sale, targets
 from marketplace.states import RefundStatus, ReversalStatus, TransferStatus
@@ -34,7 +34,8 @@ OWN = frozenset({TransferReversal.Cause.REFUND})
 class Taken:
     """Of a seller's share of an order, in minor units: never sent, owed back, or come back.
 
-    ``own`` in the name of refunds; ``total`` by anybody, or left with the platform by a person's decision.
+    ``own`` in the name of refunds; ``total`` by anybody, or left with the platform by a person's decision. What was
+    netted from the share for debts of other orders is not taken: the seller has had it.
     """
 
     total: int
@@ -44,16 +45,19 @@ class Taken:
 def taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> Taken:
     """What was taken of this transfer alone."""
     if transfer.status == TransferStatus.CANCELED:
-        return Taken(total=transfer.share, own=transfer.amount_kept_back if transfer.declined else transfer.share)
-    owed = own = 0
+        never_sent = transfer.share - transfer.amount_netted
+        return Taken(total=never_sent, own=transfer.amount_kept_back if transfer.declined else never_sent)
+    owed = settled = own = 0
     for reversal in reversals_of_it:
+        wanted = 0
         if _stands(reversal):
-            wanted = reversal.amount - reversal.unwanted_amount
-            owed += wanted
-            own += wanted if reversal.cause in OWN else 0
+            wanted = reversal.amount if reversal.status == ReversalStatus.SUCCEEDED else reversal.amount_open
+        owed += wanted
+        settled += reversal.amount_settled
+        own += wanted + reversal.amount_recovered if reversal.cause in OWN else 0
     return Taken(
         # Rows of an older program may know of an amount without its reversals.
-        total=transfer.amount_kept_back + max(owed, transfer.amount_reversed),
+        total=transfer.amount_kept_back + max(owed, transfer.amount_reversed) + settled,
         own=transfer.amount_kept_back + own,
     )
 
@@ -153,10 +157,17 @@ def level(found: taking_back.Found, *, source: Refund, actor: str, reason: str) 
     transfers = sorted(found.transfers, key=lambda each: (not each[0].is_unsent, each[0].pk))
     holdings = [holding(transfer, rows) for transfer, rows in transfers]
     owed = 0
-    for (transfer, rows), amount in zip(transfers, plan(found.order, _standing(found), holdings), strict=True):
-        if amount:
-            _owe(transfer, rows, amount, source=source, actor=actor, reason=reason)
-            owed += amount
+    netted: list[tuple[SellerTransfer, int]] = []
+    parts = plan(found.order, _standing(found), holdings)
+    for (transfer, rows), held, amount in zip(transfers, holdings, parts, strict=True):
+        # Only what was sent can come back from Stripe. The rest paid older debts, which are owed again then.
+        sent = min(amount, held.share - held.taken - transfer.amount_netted)
+        if sent > 0:
+            _owe(transfer, rows, sent, source=source, actor=actor, reason=reason)
+        if amount > max(sent, 0):
+            netted.append((transfer, amount - max(sent, 0)))
+        owed += amount
+    debts.undo_netting(netted, actor=actor, reason=reason)
     given = give_back(found, source=source, actor=actor, reason=reason)
     logger.info("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(transfers))
 

@@ -46,7 +46,7 @@ def _drop_debts(
     touched: dict[int, SellerTransfer] = {}
     debts = [(transfer, row) for transfer, rows in transfers for row in rows if row.cause in own and _is_owed(row)]
     for transfer, row in sorted(debts, key=lambda debt: (debt[1].refund_id != source.pk, -debt[1].pk)):
-        part = min(row.amount - row.unwanted_amount, amount)
+        part = min(row.amount_open, amount)
         if not part:
             continue
         if row.first_attempted_at is not None and transfer.stripe_transfer_id:
@@ -103,16 +103,17 @@ def _taken(
         (transfer, row)
         for transfer, rows in transfers
         for row in rows
-        if row.cause in own and row.status == ReversalStatus.SUCCEEDED
+        if row.cause in own and (row.status == ReversalStatus.SUCCEEDED or row.amount_recovered)
     ]
     for transfer, row in sorted(done, key=lambda each: (each[1].refund_id != source.pk, -each[1].pk)):
-        yield transfer, row, row.amount - _given_back(transfer, row.pk, transfers)
+        reversed_amount = row.amount if row.status == ReversalStatus.SUCCEEDED else 0
+        yield transfer, row, reversed_amount + row.amount_recovered - _given_back(transfer, row.pk, transfers)
 
 
 def _kept_back(transfer: SellerTransfer, transfers: OfSeller) -> int:
     """What the seller was never sent of this transfer, and was not given since."""
     if transfer.status == TransferStatus.CANCELED and not transfer.declined:
-        return transfer.share - _given_back(transfer, None, transfers)
+        return transfer.share - transfer.amount_netted - _given_back(transfer, None, transfers)
     return transfer.amount_kept_back - _given_back(transfer, None, transfers)
 
 

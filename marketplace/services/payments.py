@@ -15,6 +15,7 @@ from marketplace.errors import ConflictingFacts, NotAllowedNow, UnknownOrder
 from marketplace.gateway.contract import CreatePaymentAnswer, PaymentCreated, PaymentFacts, TransferGateway
 from marketplace.models import Order, OrderItem, Product, SellerTransfer
 from marketplace.money import LARGEST_AMOUNT
+from marketplace.services import debts
 from marketplace.states import OrderStatus
 
 logger = structlog.get_logger(__name__)
@@ -143,7 +144,7 @@ def record(facts: PaymentFacts, *, actor: str) -> Order:
         paid_at=facts.paid_at,
     )
     with SellerTransfer.recording(actor=actor, reason=reason):
-        for share in shares(order):
+        made = [
             SellerTransfer.objects.create(
                 order=order,
                 seller_id=share.seller_id,
@@ -151,6 +152,9 @@ def record(facts: PaymentFacts, *, actor: str) -> Order:
                 currency=order.currency,
                 next_retry_at=Now(),
             )
+            for share in shares(order)
+        ]
+    debts.net(made, actor=actor)
     logger.info("order_paid", order=order.pk, payment_intent=facts.stripe_payment_intent_id)
     return order
 

@@ -94,6 +94,7 @@ def owe(
     refund: Refund | None,
     actor: str,
     reason: str,
+    in_place_of: TransferReversal | None = None,
 ) -> None:
     """Take ``amount`` (minor units, at most what is left) back from the seller, by the way its state asks for.
 
@@ -106,7 +107,7 @@ def owe(
         return
     if transfer.status in {TransferStatus.REVERSED, TransferStatus.CANCELED}:
         raise NotAllowedNow(f"transfer {transfer.pk} is {transfer.status}: nothing is left to take back")
-    create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason)
+    create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason, in_place_of=in_place_of)
     if transfer.status in {TransferStatus.COMPLETED, TransferStatus.PARTIALLY_REVERSED}:
         transfer.transition(
             TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, next_retry_at=Now(), retry_count=0
@@ -173,6 +174,49 @@ def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     else:
         settled = {**outcomes.CLEARED_ERROR, **leases.RELEASED, "failed_leg": "", "next_retry_at": None}
         transfer.transition(after_part(transfer.amount_reversed), reason=reason, actor=actor, **settled)
+
+
+def debt_settled(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    """The transfer's own row after a debt on it was settled another way than by its reversal: it needs a person no more
+    once no failed reversal is left, and what waited behind that one is due. Runs in the caller's transaction.
+    """
+    has_failed = transfer.reversals.filter(status=ReversalStatus.FAILED).exclude(stripe_status__in=REVERSAL_GIVEN_UP)
+    if transfer.status != TransferStatus.PERMANENTLY_FAILED or has_failed.exists():
+        transfer.change(reason=reason, actor=actor)
+        return
+    settled: dict[str, Any] = {**outcomes.CLEARED_ERROR, "failed_leg": ""}
+    if open_reversals(transfer):
+        due: dict[str, Any] = {"next_retry_at": Now(), "retry_count": 0}
+        transfer.transition(TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, **settled, **due)
+    else:
+        transfer.transition(after_part(transfer.amount_reversed), reason=reason, actor=actor, **settled)
+
+
+def owe_again(undone: TransferReversal, transfer: SellerTransfer, *, amount: int, actor: str, reason: str) -> int:
+    """What was settled of a reversal is owed after all, in a row of its own; so much as the transfer has left, in minor
+    units. Runs in the caller's transaction, which holds the lock on ``transfer``.
+    """
+    rows = list(transfer.reversals.exclude(status=ReversalStatus.CANCELED))
+    gone = max(transfer.amount_reversed, sum(each.amount for each in rows if each.status == ReversalStatus.SUCCEEDED))
+    gone += sum(each.amount_settled for each in transfer.reversals.all())
+    gone += sum(
+        each.amount_open
+        for each in rows
+        if each.status != ReversalStatus.SUCCEEDED and each.stripe_status not in REVERSAL_GIVEN_UP
+    )
+    owed = min(amount, transfer.amount - gone)
+    if owed <= 0:
+        return 0
+    owe(
+        transfer,
+        amount=owed,
+        cause=TransferReversal.Cause(undone.cause),
+        refund=undone.refund,
+        actor=actor,
+        reason=reason,
+        in_place_of=undone.in_place_of or undone,
+    )
+    return owed
 
 
 def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
@@ -535,6 +579,7 @@ class _Settlement:
             refund=old.refund,
             actor=self.actor,
             reason=reason,
+            in_place_of=old.in_place_of or old,
             waiting_for_funds_since=old.waiting_for_funds_since or Now(),
         )
         replacement.refresh_from_db()
@@ -575,15 +620,18 @@ class _Settlement:
 
     def refused(self, error: dict[str, Any], **fields: Any) -> None:
         """A plain no. Stripe may repeat it under this key for a day, so a retry looks and then takes a new one."""
-        self.needs_a_person(error, look_first=True, **fields)
+        self.needs_a_person(error, look_first=True, refused=not self.reversal.stripe_reversal_id, **fields)
 
-    def needs_a_person(self, error: dict[str, Any], *, look_first: bool | None = None, **fields: Any) -> None:
+    def needs_a_person(
+        self, error: dict[str, Any], *, look_first: bool | None = None, refused: bool = False, **fields: Any
+    ) -> None:
         reason = f"{error['last_error_code']}: {error['last_error_message']}"
         self.reversal.transition(
             ReversalStatus.FAILED,
             reason=reason,
             actor=self.actor,
             look_first=self.reversal.look_first if look_first is None else look_first,
+            refused=refused,
         )
         self._move(
             TransferStatus.PERMANENTLY_FAILED,
@@ -708,8 +756,8 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     """Make the reversals of a permanently failed transfer due again, with a fresh budget.
 
     Each keeps its key: where the last outcome is unknown the call may still be running at Stripe, and only the same key
-    is safe. Where a part came back by other hands, what is left becomes a new reversal in place of the old one. Runs
-    inside the caller's transaction, which holds the lock.
+    is safe. Where a part came back by other hands, or was settled otherwise, what is left becomes a new reversal in
+    place of the old one. Runs inside the caller's transaction, which holds the lock.
     """
     failed = [
         each
@@ -718,10 +766,11 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
         if each.stripe_status not in REVERSAL_GIVEN_UP
     ]
     for reversal in failed:
-        if reversal.amount <= transfer.amount_unreversed:
-            reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, waiting_for_funds_since=None)
+        if reversal.amount <= transfer.amount_unreversed and not reversal.amount_settled:
+            again: dict[str, Any] = {"waiting_for_funds_since": None, "refused": False}
+            reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, **again)
             continue
-        owed = reversal.amount - reversal.unwanted_amount
+        owed = reversal.amount_open
         reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor, unwanted_amount=0)
         if owed:
             create(
@@ -731,6 +780,7 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
                 refund=reversal.refund,
                 actor=actor,
                 reason=f"{reason}; in place of reversal {reversal.pk}",
+                in_place_of=reversal.in_place_of or reversal,
             )
     if failed and not open_reversals(transfer):
         settled = {**outcomes.CLEARED_ERROR, "failed_leg": "", "next_retry_at": None}

@@ -54,10 +54,12 @@ def going_with(row: Any, to: TextChoices) -> dict[str, Any]:
             "permanently_failed": {"next_retry_at": None},
             "canceled": {"next_retry_at": None},
         }[str(to)]
+    fields: dict[str, Any]
     if isinstance(row, TransferReversal):
-        return {"stripe_reversal_id": row.stripe_reversal_id or "trr_step"} if to == "succeeded" else {}
+        fields = {"stripe_reversal_id": row.stripe_reversal_id or "trr_step"} if to == "succeeded" else {}
+        return {**fields, "refused": False} if to == "pending" else fields
     if isinstance(row, Refund):
-        fields: dict[str, Any] = {"stripe_refund_id": row.stripe_refund_id or "re_step", "next_retry_at": None}
+        fields = {"stripe_refund_id": row.stripe_refund_id or "re_step", "next_retry_at": None}
         return {**fields, "succeeded_at": Now()} if to == "succeeded" else fields
     if isinstance(row, Order):
         refunded = {"partially_refunded": 1, "refunded": row.amount}.get(str(to), 0)

@@ -27,6 +27,7 @@ from marketplace.models import (
 )
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
+    DebtEntryFactory,
     OrderFactory,
     OrderItemFactory,
     ProductFactory,
@@ -98,6 +99,15 @@ def reversal_twice() -> Violation:
     return lambda: TransferReversalFactory(transfer=first.transfer, refund=first.refund)
 
 
+def debt_entry(**wrong: Any) -> Violation:
+    return lambda: DebtEntryFactory(book=False, **wrong)
+
+
+def debt_key_twice() -> Violation:
+    first = DebtEntryFactory(requested_by=UserFactory(), request_key="k-1")
+    return debt_entry(requested_by=first.requested_by, request_key="k-1")
+
+
 # Constraint -> a violation of it. Each is made of a row that is valid but for one thing.
 VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "seller_has_account": lambda: lambda: SellerFactory(stripe_account_id=""),
@@ -162,6 +172,15 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "reversal_stripe_id_once": reversal_id_twice,
     "reversal_once_per_refund": reversal_twice,
     "reversal_currency": lambda: lambda: TransferReversalFactory(currency="Eur"),
+    "transfer_netted_not_negative": lambda: lambda: SellerTransferFactory(amount_netted=-1),
+    "reversal_settled_within_amount": lambda: lambda: TransferReversalFactory(failed=True, amount_recovered=-1),
+    "reversal_settled_is_not_owed": lambda: lambda: TransferReversalFactory(amount_recovered=1),
+    "reversal_refused_is_over": lambda: lambda: TransferReversalFactory(refused=True),
+    "debt_entry_amount": lambda: debt_entry(amount=-1),
+    "debt_entry_netted_from": lambda: debt_entry(kind="netted"),
+    "debt_entry_has_reason": lambda: debt_entry(reason=""),
+    "debt_entry_once_per_request_key": debt_key_twice,
+    "debt_entry_currency": lambda: debt_entry(currency="EUR"),
     "event_has_id": lambda: lambda: WebhookEventFactory(stripe_event_id="re_1"),
     "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
     "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
@@ -211,6 +230,14 @@ FURTHER: dict[str, Violation] = {
     "transfer_waiting_has_due_time": lambda: SellerTransferFactory(next_retry_at=None),
     "transfer_not_sent_has_no_id": lambda: SellerTransferFactory(canceled=True, stripe_transfer_id="tr_1"),
     "reversal_cause_has_source": lambda: TransferReversalFactory(refund=None),
+    "transfer_amount_positive": lambda: SellerTransferFactory(amount=0, canceled=True, order=OrderFactory(paid=True)),
+    "reversal_settled_within_amount": lambda: TransferReversalFactory(
+        canceled=True, amount=5000, amount_recovered=4000, amount_written_off=1001
+    ),
+    "reversal_settled_is_not_owed": lambda: TransferReversalFactory(failed=True, amount=500, amount_recovered=500),
+    "debt_entry_amount": lambda: DebtEntryFactory(book=False, amount=0),
+    "debt_entry_netted_from": lambda: DebtEntryFactory(book=False, transfer=SellerTransferFactory()),
+    "debt_entry_has_reason": lambda: DebtEntryFactory(book=False, actor=""),
     "transfer_lease_whole": lambda: SellerTransferFactory(lease_expires_at=timezone.now()),
 }
 
