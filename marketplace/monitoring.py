@@ -109,6 +109,14 @@ class DatabaseCollector(Collector):
             money.add_metric([tally.status, tally.currency], tally.amount_outstanding)
         yield counts
         yield money
+        debt = GaugeMetricFamily(
+            "veza_seller_debt_minor_units",
+            "What sellers owe and Stripe could not take back, in the currency's minor unit.",
+            labels=["currency"],
+        )
+        for currency, amount in selectors.debt_by_currency().items():
+            debt.add_metric([currency], amount)
+        yield debt
         events = GaugeMetricFamily("veza_webhook_inbox_events", "Webhook events by status.", labels=["status"])
         for status, count in selectors.events_by_status().items():
             events.add_metric([status], count)

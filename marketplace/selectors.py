@@ -162,6 +162,9 @@ DEBT_AGES: Mapping[str, tuple[int, int | None]] = {
 }
 
 
+MOST_TOTALS = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class DebtTotal:
     """What one seller owes in one currency, in its minor unit; ``by_age`` as in ``DEBT_AGES``."""
@@ -182,7 +185,7 @@ def debts_aged(age: str) -> Q:
 
 
 def debt_totals(debts: QuerySet[Debt] | None = None) -> list[DebtTotal]:
-    """Of open debts, by seller and currency; the sellers who owe most first."""
+    """Of open debts, by seller and currency; those who owe most first, at most ``MOST_TOTALS``."""
     rows = Debt.objects.open() if debts is None else debts
     ages = {
         f"age_{number}": Sum("amount_left", filter=debts_aged(age), default=0) for number, age in enumerate(DEBT_AGES)
@@ -191,7 +194,7 @@ def debt_totals(debts: QuerySet[Debt] | None = None) -> list[DebtTotal]:
         rows.order_by()
         .values("transfer__seller_id", "transfer__seller__name", "currency")
         .annotate(count=Count("id"), total=Sum("amount_left"), **ages)
-        .order_by("-total", "transfer__seller_id", "currency")
+        .order_by("-total", "transfer__seller_id", "currency")[:MOST_TOTALS]
     )
     return [
         DebtTotal(

@@ -281,6 +281,7 @@ UNFOLD = {
                         ("Refunds", "undo", "marketplace_refund"),
                         ("Transfers", "send_money", "marketplace_sellertransfer"),
                         ("Reversals", "currency_exchange", "marketplace_transferreversal"),
+                        ("Debts of sellers", "account_balance_wallet", "marketplace_debt"),
                     ],
                 ),
                 (

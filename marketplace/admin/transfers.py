@@ -97,7 +97,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
                 "fields": (
                     ("status_label", "failed_leg"),
                     ("seller_link", "order_link"),
-                    ("amount_shown", "reversed_shown", "kept_back_shown"),
+                    ("amount_shown", "reversed_shown", "kept_back_shown", "netted_shown"),
                     ("gives_back_of_link", "undoes_link", "declined_shown"),
                 )
             },
@@ -129,6 +129,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         "amount_shown",
         "reversed_shown",
         "kept_back_shown",
+        "netted_shown",
         "seller_link",
         "order_link",
         "gives_back_of_link",
@@ -147,6 +148,10 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     @admin.display(description=_("kept back"))
     def kept_back_shown(self, transfer: SellerTransfer) -> SafeString | str:
         return money(transfer.amount_kept_back or None, transfer.currency)
+
+    @admin.display(description=_("netted for debts"))
+    def netted_shown(self, transfer: SellerTransfer) -> SafeString | str:
+        return money(transfer.amount_netted or None, transfer.currency)
 
     @admin.display(description=_("gives back of"))
     def gives_back_of_link(self, transfer: SellerTransfer) -> SafeString | str:
@@ -343,7 +348,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
                 "fields": (
                     ("status_label", "cause"),
                     ("transfer_link", "refund_link"),
-                    ("amount_shown", "unwanted_shown"),
+                    ("amount_shown", "unwanted_shown", "settled_shown"),
                     ("created_at", "updated_at"),
                 )
             },
@@ -361,6 +366,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
         "status_label",
         "amount_shown",
         "unwanted_shown",
+        "settled_shown",
         "transfer_link",
         "refund_link",
         "look_first_shown",
@@ -369,6 +375,10 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
     @admin.display(description=_("no longer owed"))
     def unwanted_shown(self, reversal: TransferReversal) -> SafeString | str:
         return money(reversal.unwanted_amount or None, reversal.currency)
+
+    @admin.display(description=_("settled another way"))
+    def settled_shown(self, reversal: TransferReversal) -> SafeString | str:
+        return money(reversal.amount_settled or None, reversal.currency)
 
     @admin.display(description=_("look first"))
     def look_first_shown(self, reversal: TransferReversal) -> Any:

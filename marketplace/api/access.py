@@ -13,7 +13,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal
+from marketplace.models import Debt, Order, Product, Refund, Seller, SellerTransfer, TransferReversal
 
 M = TypeVar("M", bound=Model)
 
@@ -24,6 +24,7 @@ OWN: Mapping[type[Model], Callable[[User], Q]] = {
     Product: lambda user: Q(seller__user=user),
     SellerTransfer: lambda user: Q(seller__user=user),
     TransferReversal: lambda user: Q(transfer__seller__user=user),
+    Debt: lambda user: Q(transfer__seller__user=user),
 }
 
 

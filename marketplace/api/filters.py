@@ -4,7 +4,7 @@ from typing import Any
 
 import django_filters
 from django import forms
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, TextChoices
 from django_filters.rest_framework import (
     DjangoFilterBackend,
     FilterSet,
@@ -14,8 +14,10 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from marketplace import selectors
 from marketplace.api.problems import Malformed
 from marketplace.models import (
+    Debt,
     Order,
     OrderItem,
     Product,
@@ -169,6 +171,31 @@ class ReversalFilter(Searching, Created):
     class Meta:
         model = TransferReversal
         fields: tuple[str, ...] = ()
+
+
+class DebtAge(TextChoices):
+    """Days since it is owed."""
+
+    WEEK = "0-7"
+    MONTH = "8-30"
+    QUARTER = "31-90"
+    OLDER = "over-90"
+
+
+class DebtFilter(Searching):
+    seller = IdFilter(field_name="transfer__seller_id")
+    currency = currency()
+    age = one_of(DebtAge, method="aged")
+
+    class Meta:
+        model = Debt
+        fields: tuple[str, ...] = ()
+
+    def aged(self, rows: QuerySet[Debt], _name: str, ages: list[str]) -> QuerySet[Debt]:
+        wanted = Q()
+        for age in ages:
+            wanted |= selectors.debts_aged(age)
+        return rows.filter(wanted)
 
 
 class SellerFilter(Searching, Created):

@@ -84,5 +84,5 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     OpenApiParameter.HEADER,
     required=True,
     description="1 to 255 printable ASCII characters of your choice. The same key with the same request gives the same"
-    " refund, however often it is sent: send it again whenever you do not know what became of a request.",
+    " refund, or entry, however often it is sent: send it again whenever you do not know what became of a request.",
 )

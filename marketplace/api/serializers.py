@@ -8,6 +8,8 @@ from rest_framework import serializers
 
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
 from marketplace.models import (
+    Debt,
+    DebtEntry,
     Order,
     OrderItem,
     Product,
@@ -161,7 +163,7 @@ class RefundSerializer(Shown):
 
 
 class ReversalSerializer(Shown):
-    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount")
+    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount", "refused")
 
     class Meta:
         model = TransferReversal
@@ -172,6 +174,9 @@ class ReversalSerializer(Shown):
             "cause",
             "amount",
             "currency",
+            "amount_recovered",
+            "amount_written_off",
+            "in_place_of",
             "stripe_reversal_id",
             "created_at",
             "updated_at",
@@ -179,7 +184,80 @@ class ReversalSerializer(Shown):
             "stripe_status",
             "waiting_for_funds_since",
             "unwanted_amount",
+            "refused",
         )
+
+
+class DebtEntrySerializer(Shown):
+    staff_only = ("actor", "requested_by", "request_key")
+
+    class Meta:
+        model = DebtEntry
+        fields = (
+            "id",
+            "kind",
+            "amount",
+            "currency",
+            "transfer",
+            "reason",
+            "created_at",
+            "actor",
+            "requested_by",
+            "request_key",
+        )
+
+
+class DebtSerializer(Shown):
+    staff_only = ("last_error_code", "last_error_message", "refused")
+    seller = serializers.IntegerField(source="transfer.seller_id")
+    seller_name = serializers.CharField(source="transfer.seller.name")
+    order = serializers.IntegerField(source="transfer.order_id")
+    amount_left = serializers.IntegerField(help_text="What is owed still.")
+    owed_since = serializers.DateTimeField(help_text="Since when it is owed, not since it failed.")
+    last_error_code = serializers.CharField(source="transfer.last_error_code", help_text="Why Stripe did not take it.")
+    last_error_message = serializers.CharField(source="transfer.last_error_message")
+
+    class Meta:
+        model = Debt
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "seller",
+            "seller_name",
+            "transfer",
+            "order",
+            "cause",
+            "amount",
+            "amount_recovered",
+            "amount_written_off",
+            "amount_left",
+            "currency",
+            "owed_since",
+            "refused",
+            "last_error_code",
+            "last_error_message",
+        )
+
+
+class DebtDetailSerializer(DebtSerializer):
+    entries = DebtEntrySerializer(
+        source="debt_entries", many=True, help_text="What was settled of it; less than zero where a netting was undone."
+    )
+
+    class Meta(DebtSerializer.Meta):
+        fields = (*DebtSerializer.Meta.fields, "entries")
+
+
+class DebtTotalSerializer(serializers.Serializer[Any]):
+    seller = serializers.IntegerField(source="seller_id")
+    seller_name = serializers.CharField()
+    currency = serializers.CharField()
+    count = serializers.IntegerField()
+    amount = serializers.IntegerField(help_text="What is owed still.")
+    by_age = serializers.DictField(
+        child=serializers.IntegerField(),
+        help_text="The same by days since it is owed: `0-7`, `8-30`, `31-90`, `over-90`.",
+    )
 
 
 class TransferSerializer(Shown):
@@ -195,6 +273,7 @@ class TransferSerializer(Shown):
             "amount",
             "amount_reversed",
             "amount_kept_back",
+            "amount_netted",
             "currency",
             "gives_back_of",
             "undoes",
@@ -394,6 +473,18 @@ class RefundRequestSerializer(StrictSerializer):
         expected = self.context["order"].currency
         if currency != expected:
             raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the order's currency")
+        return currency
+
+
+class DebtSettlementSerializer(StrictSerializer):
+    amount = AmountField(help_text="In the debt's currency's minor unit; at most what is left.")
+    currency = TextField(required=False, min_length=3, max_length=3, help_text="The debt's own currency, as a check.")
+    reason = TextField(max_length=500, help_text="How it was paid, or why it is given up; it stays with the entry.")
+
+    def validate_currency(self, currency: str) -> str:
+        expected = self.context["debt"].currency
+        if currency != expected:
+            raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the debt's currency")
         return currency
 
 

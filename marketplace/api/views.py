@@ -1,6 +1,6 @@
 """The views: who asks, what they may see, which service they call. No rule about money lives here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from django.conf import settings
@@ -26,6 +26,7 @@ from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
 from marketplace.api.schema import IDEMPOTENCY_KEY, problem
 from marketplace.errors import TooMuch
 from marketplace.models import (
+    Debt,
     Order,
     Product,
     Refund,
@@ -34,7 +35,8 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
-from marketplace.services import give_backs, refund_plans, refunds, transfers
+from marketplace.models.debts import OPEN
+from marketplace.services import debts, give_backs, refund_plans, refunds, transfers
 from marketplace.states import RefundStatus
 
 M = TypeVar("M", bound=Model)
@@ -349,6 +351,101 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
             reason=body.validated_data["reason"],
         )
         return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+
+
+# --- What sellers owe ---------------------------------------------------------------------------------------
+
+
+DEBT_PROBLEMS = {
+    (409, CONTENT_TYPE): problem(
+        "It is no debt, may be at Stripe, or the key was used for something else.",
+        (
+            "Outcome unknown",
+            409,
+            "not-allowed-now",
+            "reversal 7 may be at Stripe, so the seller could pay it twice: retry transfer 5 first, which looks there",
+        ),
+    ),
+    (422, CONTENT_TYPE): problem(
+        "More than is left.", ("Too much", 422, "too-much", "900 is more than the 700 eur left of debt 7")
+    ),
+}
+DEBT_RESPONSES: dict[Any, Any] = {
+    200: OpenApiResponse(serializers.DebtDetailSerializer, "The key was used before: the debt as it is now."),
+    201: OpenApiResponse(serializers.DebtDetailSerializer, "The debt after it; `entries` has the new one."),
+    **DEBT_PROBLEMS,
+}
+
+
+class DebtViewSet(RowsAndDetails[Debt]):
+    queryset = Debt.objects.all()
+    serializer_class = serializers.DebtSerializer
+    detail_serializer_class = serializers.DebtDetailSerializer
+    filterset_class = filters.DebtFilter
+    ordering_fields = ("id", "created_at", "amount")
+
+    def get_queryset(self) -> QuerySet[Debt]:
+        rows = super().get_queryset()
+        if self.detail:
+            return rows.select_related("transfer__seller").prefetch_related("debt_entries")
+        # Settled ones are found by their number only.
+        return rows.filter(OPEN).select_related("transfer__seller")
+
+    @extend_schema(
+        summary="What sellers owe, by seller and currency",
+        description="Who owes most comes first, at most a thousand. The filters are those of the list.",
+        responses=serializers.DebtTotalSerializer(many=True),
+        filters=True,
+    )
+    @action(detail=False, methods=["get"], pagination_class=None)
+    def totals(self, _request: Request) -> Response:
+        found = selectors.debt_totals(self.filter_queryset(self.get_queryset()))
+        return Response(serializers.DebtTotalSerializer(found, many=True).data)
+
+    @extend_schema(
+        summary="Record that a seller paid a debt",
+        description="Outside of Stripe, wholly or in part. What came back counts as taken for the refund: it is given"
+        " back if that fails. Needs the permission `marketplace.record_debt_payment`.",
+        parameters=[IDEMPOTENCY_KEY],
+        request=serializers.DebtSettlementSerializer,
+        examples=[
+            OpenApiExample("A part", value={"amount": 300, "reason": "bank transfer of 3 November"}, request_only=True)
+        ],
+        responses=DEBT_RESPONSES,
+    )
+    @action(detail=True, methods=["post"], filterset_class=None)
+    def payments(self, request: Request, pk: int) -> Response:
+        return self._settle(request, pk, "record_debt_payment", debts.pay_by_hand)
+
+    @extend_schema(
+        summary="Write off a debt",
+        description="Wholly or in part: nobody asks for it any more. Needs the permission"
+        " `marketplace.write_off_debt`.",
+        parameters=[IDEMPOTENCY_KEY],
+        request=serializers.DebtSettlementSerializer,
+        examples=[OpenApiExample("All", value={"amount": 1000, "reason": "insolvent"}, request_only=True)],
+        responses=DEBT_RESPONSES,
+    )
+    @action(detail=True, methods=["post"], url_path="write-off", filterset_class=None)
+    def write_off(self, request: Request, pk: int) -> Response:
+        return self._settle(request, pk, "write_off_debt", debts.write_off)
+
+    def _settle(self, request: Request, pk: int, permission: str, act: Callable[..., debts.Entered]) -> Response:
+        debt = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, f"marketplace.{permission}")
+        assert isinstance(request.user, User)
+        key = _idempotency_key(request)
+        body = serializers.DebtSettlementSerializer(data=request.data, context={"debt": debt})
+        body.is_valid(raise_exception=True)
+        entered = act(
+            reversal_id=debt.pk,
+            amount=body.validated_data["amount"],
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+            request=debts.Request(by=request.user, key=key),
+        )
+        code = status.HTTP_201_CREATED if entered.is_new else status.HTTP_200_OK
+        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data, status=code)
 
 
 # --- For staff ----------------------------------------------------------------------------------------------

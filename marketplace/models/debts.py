@@ -20,22 +20,28 @@ OWED_SINCE = Coalesce("in_place_of__created_at", "created_at")
 
 
 class Debts(models.Manager["Debt"]):
-    """Those that are open, and those of which something was settled."""
+    """Those that are open, and those of which something was settled; ``owed_since`` and ``amount_left`` with each."""
 
     def get_queryset(self) -> "models.QuerySet[Debt, Debt]":
         entries = DebtEntry.objects.filter(reversal=models.OuterRef("pk"))
-        rows = (
+        return self._annotated().filter(OPEN | models.Exists(entries))
+
+    def open(self) -> "models.QuerySet[Debt, Debt]":
+        return self._annotated().filter(OPEN)
+
+    def _annotated(self) -> "models.QuerySet[Debt, Debt]":
+        return (
             super()
             .get_queryset()
             .annotate(
                 owed_since=OWED_SINCE,
-                amount_left=F("amount") - F("unwanted_amount") - F("amount_recovered") - F("amount_written_off"),
+                # What is settled, or came back after all, leaves nothing.
+                amount_left=models.Case(models.When(OPEN, then=_LEFT), default=0),
             )
         )
-        return rows.filter(OPEN | models.Exists(entries))
 
-    def open(self) -> "models.QuerySet[Debt, Debt]":
-        return self.get_queryset().filter(OPEN)
+
+_LEFT = F("amount") - F("unwanted_amount") - F("amount_recovered") - F("amount_written_off")
 
 
 class Debt(TransferReversal):

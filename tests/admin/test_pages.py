@@ -89,6 +89,7 @@ def test_every_model_has_its_pages() -> None:
         "refund",
         "sellertransfer",
         "transferreversal",
+        "debt",
         "webhookevent",
         *COORDINATION,
     }
@@ -171,7 +172,7 @@ def test_nothing_is_deleted_here(name: str, root: Client, populate: Callable[[],
 
 
 @pytest.mark.parametrize(
-    "name", ["order", "refund", "sellertransfer", "transferreversal", "webhookevent", *COORDINATION]
+    "name", ["order", "refund", "sellertransfer", "transferreversal", "debt", "webhookevent", *COORDINATION]
 )
 def test_nothing_that_stripe_has_a_say_in_is_added_or_edited(
     name: str, root: Client, populate: Callable[[], None]

@@ -14,7 +14,7 @@ from tests.factories import SellerFactory, SellerTransferFactory, UserFactory, o
 
 VIEWS = [
     f"view_{name}"
-    for name in ("seller", "product", "order", "refund", "sellertransfer", "transferreversal", "webhookevent")
+    for name in ("seller", "product", "order", "refund", "sellertransfer", "transferreversal", "debt", "webhookevent")
 ]
 
 
