@@ -1,13 +1,14 @@
 """What sellers owe, and get back when a refund fails after they had given their part."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pgtrigger
 import pytest
-from django.db import IntegrityError, transaction
-from django.db.models.functions import Now
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import Refused
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
 from marketplace.services import clawback, give_backs, reversals, seen_at_stripe, transfers
+from marketplace.services.reversals import NoLongerOwed
 from marketplace.shares import Loss, RefundCommission
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal as reversal_worker
@@ -22,9 +24,9 @@ from marketplace.workers import transfer_retry
 from tests.factories import (
     SellerTransferFactory,
     TransferReversalFactory,
-    order_with_items,
     order_with_transfers,
 )
+from tests.services.conftest import REVERSE, Make, kept_at_stripe
 from tests.services.test_refunds import NOON, record
 from tests.workers.conftest import drain
 
@@ -81,48 +83,6 @@ def test_what_a_person_has_to_see_to_is_owed_once(stripe_status: str, counts: bo
 
 # --- Giving back ------------------------------------------------------------------------------------------------------
 
-REVERSE = "POST /v1/transfers/{id}/reversals"
-Make = Callable[..., Order]
-
-
-@pytest.fixture
-def sold(db: None, simulator: Any, gateway: Any) -> Make:
-    """A paid order whose sellers exist at Stripe, and have their shares unless ``sent=False``."""
-
-    def make(amounts: tuple[int, ...] = (3000,), *, sent: bool = True) -> Order:
-        simulator.add_funds(1_000_000)
-        charge = simulator.create_charge(sum(amounts))
-        order = order_with_items(
-            amounts,
-            paid=True,
-            commission_basis_points=1000,
-            stripe_charge_id=charge["id"],
-            stripe_payment_intent_id=charge["payment_intent"],
-        )
-        for item in order.items.select_related("product__seller"):
-            seller = item.seller
-            seller.stripe_account_id = simulator.create_account()["id"]
-            seller.save()
-            SellerTransferFactory(order=order, seller=seller, amount=item.amount - item.amount // 10)
-        if sent:
-            drain(transfer_retry.TransferQueue(gateway))
-        return order
-
-    return make
-
-
-@pytest.fixture
-def work(gateway: Any) -> Callable[[], None]:
-    """Both workers, until nothing is due; what waits for a later time is due now."""
-
-    def run() -> None:
-        for _ in range(4):
-            SellerTransfer.objects.filter(next_retry_at__isnull=False).update(next_retry_at=Now())
-            drain(reversal_worker.ReversalQueue(gateway))
-            drain(transfer_retry.TransferQueue(gateway))
-
-    return run
-
 
 def fails(order: Order, **changes: Any) -> None:
     record(order, status="failed", failure_reason="declined", seen_at=LATER, **changes)
@@ -139,17 +99,6 @@ def rows(order: Order) -> list[tuple[str, int, int]]:
     return [(transfer.status, transfer.amount, transfer.amount_reversed) for transfer in order.transfers.order_by("id")]
 
 
-def kept_at_stripe(simulator: Any, order: Order) -> list[int]:
-    """What each seller has of this order, as Stripe says."""
-    accounts = list(dict.fromkeys(order.transfers.order_by("id").values_list("seller__stripe_account_id", flat=True)))
-    created = [event["data"]["object"]["id"] for event in simulator.events(type="transfer.created")]
-    made = [each for each in map(simulator.get, created) if each["transfer_group"] == order.transfer_group]
-    return [
-        sum(each["amount"] - each["amount_reversed"] for each in made if each["destination"] == account)
-        for account in accounts
-    ]
-
-
 def test_a_debt_that_was_not_collected_is_dropped(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
     order = sold((3000, 2000))
     record(order)
@@ -157,6 +106,34 @@ def test_a_debt_that_was_not_collected_is_dropped(sold: Make, simulator: Any, wo
     assert rows(order) == [("completed", 2700, 0), ("completed", 1800, 0)]
     work()
     assert simulator.requests.to(REVERSE) == []
+
+
+def test_of_two_debts_that_of_the_refund_that_failed_is_dropped(sold: Make) -> None:
+    order = sold()
+    record(order, amount=1000)
+    record(order, stripe_refund_id="re_2", amount=1000)
+    fails(order, amount=1000)
+    debts = {each.refund.stripe_refund_id: each.status for each in TransferReversal.objects.all()}
+    assert debts == {"re_1": ReversalStatus.CANCELED, "re_2": ReversalStatus.PENDING}
+
+
+def test_what_undoes_a_refund_names_the_reversal_that_was_for_it(sold: Make, work: Callable[[], None]) -> None:
+    order = sold()
+    record(order, amount=1000)
+    record(order, stripe_refund_id="re_2", amount=1000)
+    work()
+    fails(order, amount=1000)
+    assert order.transfers.get(undoes__isnull=False).undoes.refund.stripe_refund_id == "re_1"
+
+
+@pytest.mark.django_db
+def test_a_seller_who_could_not_be_paid_is_still_a_persons_matter() -> None:
+    transfer = SellerTransferFactory(permanently_failed_sending=True, in_doubt=True)
+    record(transfer.order, amount=transfer.order.amount)
+    assert transfer.reversals.get().status == ReversalStatus.PENDING
+    fails(transfer.order, amount=transfer.order.amount)
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.reversals.get().status) == ("permanently_failed", ReversalStatus.CANCELED)
 
 
 def test_what_came_back_is_paid_again_from_the_platforms_balance(
@@ -270,6 +247,67 @@ def test_one_that_waits_for_funds_does_not_wait_any_longer(sold: Make, simulator
     assert order.transfers.get().last_error_code == ""
 
 
+def test_who_waits_behind_one_that_waits_no_longer_is_next(
+    sold: Make, simulator: Any, gateway: Any, settings: Any
+) -> None:
+    order = sold()
+    first = order.transfers.get()
+    other = sold(sent=False)
+    other.transfers.update(seller=first.seller)
+    drain(transfer_retry.TransferQueue(gateway))
+    spent(simulator, order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    for each, refund in ((order, "re_1"), (other, "re_2")):
+        record(each, stripe_refund_id=refund)
+    drain(queue)
+    second = other.transfers.get()
+    assert second.last_error_code == "insufficient_funds"
+    fails(order)
+    assert drain(queue) == 2, "the one that is dropped, and the next in line"
+
+
+@pytest.mark.parametrize("ended", ["succeeded", "failed"])
+def test_one_that_is_pending_at_stripe_is_followed_to_its_end(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any, ended: str
+) -> None:
+    order = sold()
+    simulator.set(pending_reversals=True)
+    spent(simulator, order)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    reversal = TransferReversal.objects.get()
+    assert (reversal.status, reversal.stripe_status) == (ReversalStatus.PENDING, "pending")
+    fails(order)
+    work()
+    assert rows(order) == [("reversal_pending", 2700, 0)]
+    if ended == "succeeded":
+        simulator.add_funds(2700, account=order.transfers.get().seller.stripe_account_id)
+    else:
+        simulator.stop_waiting(reversal.stripe_reversal_id)
+    simulator.clock.advance(24 * 3600)
+    work()
+    paid_again = [("completed", 2700, 0)] if ended == "succeeded" else []
+    first = ("reversed", 2700, 2700) if ended == "succeeded" else ("completed", 2700, 0)
+    assert rows(order) == [first, *paid_again]
+    assert TransferReversal.objects.count() == 1, "nothing took its place"
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+def test_one_of_which_less_was_left_is_owed_no_more(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    """Somebody took the most of it: what is left at Stripe is less than is owed, and a person was asked."""
+    order = sold((3000,))
+    transfer = order.transfers.get()
+    record(order, amount=3000)
+    simulator.create_reversal(transfer.stripe_transfer_id, 2200)
+    work()
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == ("permanently_failed", "partly_reversed_elsewhere")
+    fails(order, amount=3000)
+    work()
+    assert rows(order) == [("partially_reversed", 2700, 2200)]
+    assert kept_at_stripe(simulator, order) == [500]
+
+
 def test_one_that_a_person_was_asked_about_needs_nobody_any_more(
     sold: Make, simulator: Any, work: Callable[[], None]
 ) -> None:
@@ -378,6 +416,37 @@ def test_one_that_lands_after_it_was_dropped_is_given_back(
     assert kept_at_stripe(simulator, order) == [2700]
 
 
+def test_settling_what_is_no_longer_owed_locks_the_order_before_the_transfer(
+    sold: Make, simulator: Any, gateway: Any, django_assert_num_queries: Any
+) -> None:
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    with CaptureQueriesContext(connection) as told:
+        queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
+    assert tables_locked(told)[-4:][:2] == ["marketplace_order", "marketplace_sellertransfer"]
+
+
+def test_an_event_of_a_reversal_locks_the_order_before_the_transfer(sold: Make, simulator: Any, gateway: Any) -> None:
+    order = sold()
+    transfer = order.transfers.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, 700)
+    listed = gateway.list_reversals(transfer.stripe_transfer_id).reversals
+    facts = gateway.retrieve_transfer(transfer.stripe_transfer_id).transfer
+    with CaptureQueriesContext(connection) as told, transaction.atomic():
+        seen_at_stripe.record(facts, listed, actor="inbox")
+    assert tables_locked(told) == ["marketplace_order", "marketplace_sellertransfer"]
+
+
+def tables_locked(told: CaptureQueriesContext) -> list[str]:
+    statements = [each["sql"] for each in told.captured_queries if "FOR NO KEY UPDATE" in each["sql"]]
+    return [re.findall(r'FROM "?(\w+)', statement)[0] for statement in statements]
+
+
 def test_what_was_taken_elsewhere_is_not_given_back(
     sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
 ) -> None:
@@ -455,11 +524,11 @@ def test_declined_the_seller_is_not_paid_again_and_what_the_platform_keeps_is_no
     order = undecided.order
     declined = give_backs.decline(transfer_id=undecided.pk, actor="user:eva", reason="fraud")
     assert (declined.status, declined.declined) == (TransferStatus.CANCELED, True)
-    fails(order)
     record(order, stripe_refund_id="re_2")
+    assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 0
+    fails(order, stripe_refund_id="re_2")
     work()
     assert (kept_at_stripe(simulator, order), order.transfers.count()) == ([0], 2)
-    assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 0
     assert declined.history.latest("pgh_id").pgh_context == {"actor": "user:eva", "reason": "fraud", "attempt": None}
 
 
