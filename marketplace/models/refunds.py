@@ -5,7 +5,7 @@ import uuid
 import pgtrigger
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.models.lifecycle import (
@@ -23,6 +23,13 @@ from marketplace.money import Money
 from marketplace.states import REFUND_TRANSITIONS, RefundStatus
 
 REFUNDING_CHANNEL = "veza_refunds"
+
+
+class SumOfValues(models.Func):
+    """Of a JSON object's whole numbers; the function is made by a migration, since a constraint has no subqueries."""
+
+    function = "marketplace_sum_of_values"
+    output_field = models.BigIntegerField()
 
 
 @tracked(
@@ -93,6 +100,22 @@ class Refund(Lifecycle, Work):
         help_text=_("From then on the sellers owe their part, unless the refund fails or is canceled."),
     )
 
+    # As they were laid when it first succeeded: by seller, and the rest. Together they are the amount.
+    seller_parts = models.JSONField(
+        _("sellers' parts"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("By seller, in the currency's minor unit, as laid when it first succeeded."),
+    )
+    platform_part = models.BigIntegerField(
+        _("platform's part"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("What no seller bears, in the currency's minor unit."),
+    )
+
     class Meta:
         verbose_name = _("refund")
         verbose_name_plural = _("refunds")
@@ -109,6 +132,12 @@ class Refund(Lifecycle, Work):
         ]
         constraints = [
             models.CheckConstraint(name="refund_amount_positive", condition=Q(amount__gt=0)),
+            # Rows of an older program have neither.
+            models.CheckConstraint(
+                name="refund_parts_are_the_amount",
+                condition=Q(seller_parts=None, platform_part=None)
+                | Q(amount=F("platform_part") + SumOfValues("seller_parts")),
+            ),
             models.CheckConstraint(name="refund_status_listed", condition=Q(status__in=RefundStatus.values)),
             models.CheckConstraint(
                 name="refund_at_stripe_has_id",

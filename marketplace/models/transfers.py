@@ -108,6 +108,36 @@ def transfer_agrees(transfer: str) -> str:
             END IF;"""  # noqa: S608 - as above
 
 
+def never_owes_more_than_it_was(name: str) -> pgtrigger.Trigger:
+    """What is owed on a transfer, and what came back of it, is never more than was sent, whoever writes the debt.
+
+    Of what is owed anew only: facts of Stripe's are written down whatever they say.
+    """
+    return pgtrigger.Trigger(
+        name=name,
+        level=pgtrigger.Row,
+        when=pgtrigger.Before,
+        operation=pgtrigger.Insert,
+        condition=pgtrigger.Condition("NEW.status IN ('pending')"),
+        declare=[("most", "BIGINT"), ("owed", "BIGINT")],
+        func="""
+            SELECT amount - amount_reversed INTO most
+            FROM marketplace_sellertransfer WHERE id = NEW.transfer_id FOR NO KEY UPDATE;
+            SELECT COALESCE(sum(amount - unwanted_amount - amount_recovered - amount_written_off), 0) INTO owed
+            FROM marketplace_transferreversal
+            WHERE transfer_id = NEW.transfer_id
+              AND CASE status WHEN 'pending' THEN TRUE
+                  -- One that Stripe gave up has another in its place.
+                  WHEN 'failed' THEN stripe_status NOT IN ('failed', 'canceled') ELSE FALSE END;
+            IF owed + NEW.amount > most THEN
+                RAISE EXCEPTION 'transfer % would owe more than it was: % and %, of %',
+                    NEW.transfer_id, owed, NEW.amount, most USING ERRCODE = 'check_violation';
+            END IF;
+            RETURN NEW;
+            """,
+    )
+
+
 @tracked(
     "SellerTransferHistory",
     "status",
@@ -436,6 +466,7 @@ class TransferReversal(Lifecycle):
         triggers = [
             listed_steps_only(REVERSAL_TRANSITIONS),
             never_changes_once_set("stripe_reversal_id", "reversal_id_stays"),
+            never_owes_more_than_it_was("never_owes_more_than_it_was"),
             pgtrigger.Protect(
                 name="sent_amount_stays",
                 operation=pgtrigger.Update,

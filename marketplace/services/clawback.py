@@ -123,6 +123,18 @@ def plan(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> l
     return due
 
 
+def parts(found: taking_back.Found, loss: Loss) -> dict[str, int]:
+    """Each seller's part of one more ``loss``, in minor units; those that bear none are left out. Never below zero."""
+    holdings = [holding(transfer, rows) for transfer, rows in found.transfers]
+    before = _standing(found)
+    given = _targets(found.order, before, holdings)
+    return {
+        str(seller): target - given[seller]
+        for seller, target in _targets(found.order, [*before, loss], holdings).items()
+        if target != given[seller]
+    }
+
+
 def _targets(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> dict[int, int]:
     shares: dict[int, int] = {}
     for holding in holdings:

@@ -52,6 +52,7 @@ from marketplace.models import (
     together,
 )
 from marketplace.services import clawback, leases, outcomes
+from marketplace.shares import Loss
 from marketplace.states import OrderStatus, RefundStatus
 
 logger = structlog.get_logger(__name__)
@@ -461,10 +462,13 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
         refund = _known(facts, refunds)
         counted = refund is not None and clawback.counts(refund)
         if refund is None:
-            refund = _first_seen(facts, status, found, actor=actor)
+            parts = _parts(found, clawback.loss(facts.amount, ())) if status == RefundStatus.SUCCEEDED else {}
+            refund = _first_seen(facts, status, found, actor=actor, **parts)
             refunds.append(refund)
         elif (facts.amount, facts.currency) == (refund.amount, refund.currency):
-            _apply_status(refund, facts, status, actor=actor)
+            is_laid = status != RefundStatus.SUCCEEDED or refund.succeeded_at or refund.status in GIVEN_UP
+            parts = {} if is_laid else _parts(found, *clawback.losses([refund]))
+            _apply_status(refund, facts, status, actor=actor, **parts)
         else:
             raise ConflictingFacts(
                 f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
@@ -475,6 +479,11 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
             clawback.level(found, source=refund, actor=actor, reason=reason)
         _update_order(order, refunds, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
     return refund
+
+
+def _parts(found: taking_back.Found, loss: Loss) -> dict[str, Any]:
+    sellers = clawback.parts(found, loss)
+    return {"seller_parts": sellers, "platform_part": loss.amount - sum(sellers.values())}
 
 
 def _status(facts: RefundFacts) -> RefundStatus:
@@ -516,7 +525,9 @@ def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
     return next((each for each in refunds if each.operation_id == operation_id and not each.stripe_refund_id), None)
 
 
-def _first_seen(facts: RefundFacts, status: RefundStatus, found: taking_back.Found, *, actor: str) -> Refund:
+def _first_seen(
+    facts: RefundFacts, status: RefundStatus, found: taking_back.Found, *, actor: str, **parts: Any
+) -> Refund:
     """A new row for a refund that was made elsewhere."""
     order = found.order
     if facts.currency != order.currency or facts.amount > order.amount:
@@ -534,6 +545,7 @@ def _first_seen(facts: RefundFacts, status: RefundStatus, found: taking_back.Fou
         stripe_refund_id=facts.stripe_refund_id,
         stripe_seen_at=facts.seen_at,
         succeeded_at=facts.seen_at if status == RefundStatus.SUCCEEDED else None,
+        **parts,
     )
     refund.add(actor=actor, reason=f"first seen at Stripe: {_said(facts)}")
     return refund
@@ -543,8 +555,8 @@ def _said(facts: RefundFacts) -> str:
     return f"Stripe says {facts.status}" + (f" ({facts.failure_reason})" if facts.failure_reason else "")
 
 
-def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, actor: str) -> None:
-    known: dict[str, Any] = {"stripe_refund_id": facts.stripe_refund_id}
+def _apply_status(refund: Refund, facts: RefundFacts, status: RefundStatus, *, actor: str, **parts: Any) -> None:
+    known: dict[str, Any] = {"stripe_refund_id": facts.stripe_refund_id, **parts}
     if status == RefundStatus.SUCCEEDED:
         # The first time that Stripe told of, not the first that reached us.
         known["succeeded_at"] = min(refund.succeeded_at or facts.seen_at, facts.seen_at)

@@ -95,8 +95,8 @@ def reversal_id_twice() -> Violation:
 
 
 def reversal_twice() -> Violation:
-    first = TransferReversalFactory()
-    return lambda: TransferReversalFactory(transfer=first.transfer, refund=first.refund)
+    first = TransferReversalFactory(amount=1000)
+    return lambda: TransferReversalFactory(transfer=first.transfer, refund=first.refund, amount=1000)
 
 
 def debt_entry(**wrong: Any) -> Violation:
@@ -126,6 +126,9 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "order_commission_below_all": lambda: lambda: OrderFactory(commission_basis_points=10_000),
     "order_currency": lambda: lambda: OrderFactory(currency="eu"),
     "refund_amount_positive": lambda: lambda: RefundFactory(amount=0),
+    "refund_parts_are_the_amount": lambda: (
+        lambda: RefundFactory(amount=1000, seller_parts={"1": 700, "2": 199}, platform_part=100)
+    ),
     "refund_status_listed": lambda: lambda: RefundFactory(status="lost", stripe_refund_id="re_1"),
     "refund_at_stripe_has_id": lambda: lambda: RefundFactory(pending=True, stripe_refund_id=""),
     "refund_succeeded_has_time": lambda: lambda: RefundFactory(succeeded=True, succeeded_at=None),
@@ -312,8 +315,8 @@ def test_request_keys_are_each_callers_own() -> None:
 
 @pytest.mark.parametrize("given_up", ["failed", "canceled"])
 def test_a_reversal_that_was_given_up_is_not_in_the_way_of_the_next(given_up: str) -> None:
-    first = TransferReversalFactory(**{given_up: True})
-    TransferReversalFactory(transfer=first.transfer, refund=first.refund)
+    first = TransferReversalFactory(**{given_up: True}, amount=1000)
+    TransferReversalFactory(transfer=first.transfer, refund=first.refund, amount=1000)
     assert TransferReversal.objects.count() == 2
 
 

@@ -67,6 +67,9 @@ def test_whatever_succeeds_and_fails_each_seller_ends_with_what_is_due(
         assert kept_at_stripe(simulator, order) == [
             each.share - part for each, part in zip(originals, must_give, strict=True)
         ]
+        for refund in order.refunds.exclude(seller_parts=None):
+            assert sum(refund.seller_parts.values()) + refund.platform_part == refund.amount
+        assert not order.refunds.filter(status=RefundStatus.SUCCEEDED, seller_parts=None).exists()
         assert not order.transfers.filter(status__in=["pending", "failed", "reversal_pending"]).exists()
         assert not TransferReversal.objects.filter(status__in=["pending", "failed"]).exists()
         assert not order.transfers.exclude(amount_reversed__lte=F("amount")).exists()

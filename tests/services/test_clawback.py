@@ -8,12 +8,13 @@ from typing import Any
 import pgtrigger
 import pytest
 from django.db import IntegrityError, connection, transaction
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from marketplace.errors import NotAllowedNow
-from marketplace.gateway.contract import Refused
+from marketplace.gateway.contract import Refused, ReversalFacts
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
 from marketplace.services import clawback, give_backs, reversals, seen_at_stripe, transfers
 from marketplace.services.reversals import NoLongerOwed
@@ -266,6 +267,50 @@ def test_who_waits_behind_one_that_waits_no_longer_is_next(
     assert drain(queue) == 2, "the one that is dropped, and the next in line"
 
 
+def test_one_that_took_the_place_of_another_is_dropped_and_the_other_stays_as_it_ended(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    order = sold()
+    simulator.set(pending_reversals=True)
+    spent(simulator, order)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    given_up = TransferReversal.objects.get()
+    simulator.stop_waiting(given_up.stripe_reversal_id)
+    SellerTransfer.objects.update(next_retry_at=Now())
+    drain(reversal_worker.ReversalQueue(gateway))
+    assert TransferReversal.objects.count() == 2
+    fails(order)
+    given_up.refresh_from_db()
+    assert (given_up.status, given_up.unwanted_amount) == (ReversalStatus.FAILED, 0)
+    assert rows(order) == [("completed", 2700, 0)]
+
+
+def test_a_debt_for_another_reason_stays(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
+    order = sold()
+    record(order, amount=1000)
+    work()
+    transfer = order.transfers.get()
+    reversals.owe(
+        transfer, amount=300, cause=TransferReversal.Cause.OPERATOR, refund=None, actor="user:eva", reason="agreed"
+    )
+    fails(order, amount=1000)
+    work()
+    assert kept_at_stripe(simulator, order) == [2400]
+
+
+@pytest.mark.django_db
+def test_one_that_lands_late_is_by_other_hands_where_its_refund_has_another_by_now() -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
+    lost = TransferReversalFactory(transfer=transfer, canceled=True, amount=700)
+    TransferReversalFactory(transfer=transfer, refund=lost.refund, amount=500)
+    landed = ReversalFacts(
+        stripe_reversal_id="trr_late", amount=700, currency="eur", operation_id=str(lost.operation_id)
+    )
+    (adopted,) = reversals.adopt(transfer, [landed], actor="inbox")
+    assert (adopted.cause, adopted.refund) == (TransferReversal.Cause.SEEN_AT_STRIPE, None)
+
+
 @pytest.mark.parametrize("ended", ["succeeded", "failed"])
 def test_one_that_is_pending_at_stripe_is_followed_to_its_end(
     sold: Make, simulator: Any, work: Callable[[], None], gateway: Any, ended: str
@@ -479,6 +524,32 @@ def test_a_refund_after_a_payment_back_that_is_not_sent_cancels_that(
     assert kept_at_stripe(simulator, order) == [2700]
 
 
+def test_a_payment_back_that_is_not_sent_is_canceled_before_anything_is_reversed(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    record(order, amount=1000)
+    work()
+    fails(order, amount=1000)
+    record(order, stripe_refund_id="re_2", amount=1000)
+    assert rows(order) == [("partially_reversed", 2700, 900), ("canceled", 900, 0)]
+
+
+def test_what_was_kept_back_is_paid_once_and_then_what_was_reversed(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold(sent=False)
+    record(order, amount=500)
+    work()
+    record(order, stripe_refund_id="re_2", amount=500)
+    work()
+    fails(order, amount=500)
+    fails(order, stripe_refund_id="re_2", amount=500)
+    work()
+    assert rows(order) == [("partially_reversed", 2250, 450), ("completed", 450, 0), ("completed", 450, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
 def test_a_refund_after_a_payment_back_takes_that_too(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
     order = sold()
     record(order)
@@ -590,3 +661,30 @@ def test_what_did_not_come_back_cannot_be_given_back() -> None:
             gives_back_of=transfer,
             undoes=transfer.reversals.get(),
         )
+
+
+@pytest.mark.django_db
+def test_a_transfer_never_owes_more_than_it_was() -> None:
+    transfer = SellerTransferFactory(partially_reversed=True, amount=5000, amount_reversed=2000)
+    owed = TransferReversalFactory(transfer=transfer, amount=2900)
+    with pytest.raises(IntegrityError, match="would owe more than it was"), transaction.atomic():
+        TransferReversalFactory(transfer=transfer, amount=101, cause="operator", refund=None)
+    TransferReversalFactory(transfer=transfer, amount=100, cause="operator", refund=None)
+    owed.change(actor="test", reason="no longer wanted", unwanted_amount=50)
+    TransferReversalFactory(transfer=transfer, amount=50, cause="operator", refund=None)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("stripe_status", "counts"), [("", True), ("failed", False), ("canceled", False)])
+def test_a_debt_that_a_person_has_to_see_to_counts_unless_it_was_replaced(stripe_status: str, counts: bool) -> None:
+    transfer = SellerTransferFactory(permanently_failed=True, amount=5000, reversal=False)
+    number = "trr_1" if stripe_status else ""
+    TransferReversalFactory(
+        transfer=transfer, failed=True, amount=5000, stripe_reversal_id=number, stripe_status=stripe_status
+    )
+    more = {"transfer": transfer, "amount": 1, "cause": "operator", "refund": None}
+    if counts:
+        with pytest.raises(IntegrityError, match="would owe more than it was"), transaction.atomic():
+            TransferReversalFactory(**more)
+    else:
+        TransferReversalFactory(**more)

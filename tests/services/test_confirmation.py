@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import pgtrigger
 import psycopg
 import pytest
 from django.db import connections, transaction
@@ -240,7 +241,8 @@ def wait_until_blocked() -> None:
 @pytest.mark.django_db
 def test_a_debt_beyond_the_whole_is_canceled_by_the_long_way() -> None:
     claimed = claimed_one()
-    extra = TransferReversalFactory(transfer=claimed.transfer, amount=1, cause=Cause.DISPUTE, refund=None)
+    with pgtrigger.ignore("marketplace.TransferReversal:never_owes_more_than_it_was"):
+        extra = TransferReversalFactory(transfer=claimed.transfer, amount=1, cause=Cause.DISPUTE, refund=None)
     answer = facts(claimed)
     assert confirm(claimed, answer) == ""
     assert TransferReversal.objects.get(pk=claimed.reversal.pk).status == ReversalStatus.PENDING

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 
 from marketplace.models import SellerTransfer
 from marketplace.workers import reversal, transfer_retry
@@ -50,7 +51,9 @@ def at_stripe(db: None, simulator: Any) -> Callable[..., SellerTransfer]:
         transfer = simulator.create_transfer(amount, account["id"])
         seller = SellerFactory(stripe_account_id=account["id"])
         traits = traits or {"reversal_pending": True}
-        row = SellerTransferFactory(seller=seller, amount=amount, stripe_transfer_id=transfer["id"], **traits)
+        # Together with its reversal: a worker may be running.
+        with transaction.atomic():
+            row = SellerTransferFactory(seller=seller, amount=amount, stripe_transfer_id=transfer["id"], **traits)
         return SellerTransfer.objects.get(pk=row.pk)
 
     return make
