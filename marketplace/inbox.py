@@ -257,7 +257,8 @@ def _mark_failed(row: WebhookEvent, code: str, exception: Exception) -> None:
     """Try again later; at the end an order that never came is none of ours, and anything else is for a person."""
     error = outcomes.error(code, str(exception))
     policy = RetryPolicy.from_settings("REVERSAL")
-    if not policy.is_exhausted(row.retry_count):
+    # A transfer of ours is settled some day, if by a person.
+    if not policy.is_exhausted(row.retry_count) or code == UNKNOWN_TRANSFER:
         _mark(row, EventStatus.FAILED, str(exception), **error, **outcomes.next_try(row, policy))
     elif code == UNKNOWN_ORDER:
         _mark(row, EventStatus.IGNORED, f"no order of ours appeared: {exception}", **error)

@@ -765,17 +765,23 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
         # The others were replaced at that time.
         if each.stripe_status not in REVERSAL_GIVEN_UP
     ]
+    replaced = []
     for reversal in failed:
         if reversal.amount <= transfer.amount_unreversed and not reversal.amount_settled:
             again: dict[str, Any] = {"waiting_for_funds_since": None, "refused": False}
             reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, **again)
-            continue
-        owed = reversal.amount_open
-        reversal.transition(ReversalStatus.CANCELED, reason=f"{reason}; less is left", actor=actor, unwanted_amount=0)
-        if owed:
+        else:
+            replaced.append((reversal, reversal.amount_open))
+            less = f"{reason}; less is left"
+            reversal.transition(ReversalStatus.CANCELED, reason=less, actor=actor, unwanted_amount=0)
+    left = transfer.amount_unreversed - sum(each.amount_open for each in open_reversals(transfer))
+    for reversal, owed in replaced:
+        amount = min(owed, left)
+        if amount > 0:
+            left -= amount
             create(
                 transfer,
-                amount=min(owed, transfer.amount_unreversed),
+                amount=amount,
                 cause=TransferReversal.Cause(reversal.cause),
                 refund=reversal.refund,
                 actor=actor,

@@ -214,6 +214,33 @@ def test_after_a_part_came_back_by_other_hands_the_retry_takes_what_is_left() ->
     assert (new.status, new.amount, new.refund) == (ReversalStatus.PENDING, 2000, old.refund)
 
 
+def test_a_retry_owes_no_more_than_is_left_beside_what_is_owed_already() -> None:
+    transfer = SellerTransferFactory(permanently_failed=True, amount=5000, reversal=False)
+    TransferReversalFactory(transfer=transfer, failed=True, amount=3000)
+    TransferReversalFactory(transfer=transfer, amount=2000)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(amount_reversed=2500, stripe_reversal_id="trr_theirs")
+    retry(transfer)
+    assert [(each.status, each.amount) for each in transfer.reversals.order_by("id")] == [
+        (ReversalStatus.CANCELED, 3000),
+        (ReversalStatus.PENDING, 2000),
+        (ReversalStatus.PENDING, 500),
+    ]
+
+
+def test_a_retry_owes_nothing_more_where_what_is_owed_already_is_all_that_is_left() -> None:
+    transfer = SellerTransferFactory(permanently_failed=True, amount=5000, reversal=False)
+    TransferReversalFactory(transfer=transfer, failed=True, amount=3000)
+    TransferReversalFactory(transfer=transfer, amount=2000)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(amount_reversed=4000, stripe_reversal_id="trr_theirs")
+    retry(transfer)
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.REVERSAL_PENDING
+    assert [each.status for each in transfer.reversals.order_by("id")] == [
+        ReversalStatus.CANCELED,
+        ReversalStatus.PENDING,
+    ]
+
+
 def test_a_reversal_that_stripe_gave_up_is_not_reopened() -> None:
     transfer = SellerTransferFactory(permanently_failed=True)
     transfer.reversals.update(stripe_reversal_id="trr_given_up", stripe_status="failed")

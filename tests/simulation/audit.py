@@ -17,9 +17,10 @@ STEPS = {
     "pending": {"completed", "failed", "canceled", "permanently_failed"},
     "failed": {"completed", "canceled", "permanently_failed"},
     "completed": {"reversal_pending", "partially_reversed", "reversed"},
-    "reversal_pending": {"reversed", "partially_reversed", "permanently_failed"},
+    # Back to completed, and canceled by a person: what is no longer owed, and what is not to be given back.
+    "reversal_pending": {"reversed", "partially_reversed", "completed", "permanently_failed"},
     "partially_reversed": {"reversal_pending", "reversed"},
-    "permanently_failed": {"reversal_pending", "failed", "partially_reversed", "reversed"},
+    "permanently_failed": {"reversal_pending", "failed", "partially_reversed", "reversed", "completed", "canceled"},
     "reversed": set(),
     "canceled": set(),
 }
@@ -170,13 +171,16 @@ def _transfer(books: Audit, stripe: Stripe, row: dict[str, Any], reversals: list
     books.check(said == ours, f"P: {name} is {said} at Stripe, {ours} here")
     done = {each["id"]: each for each in theirs["reversals"] if each.get("status", "succeeded") == "succeeded"}
     known = {each["stripe_reversal_id"]: each for each in reversals if each["status"] == "succeeded"}
+    dropped = {str(each["operation_id"]) for each in reversals if each["status"] == "canceled"}
     for proof, each in known.items():
         books.check(proof in done, f"3: {name}: {proof} is no reversal of it at Stripe")
         if proof in done:
             books.check(done[proof]["amount"] == each["amount"], f"1: {name}: {proof} has another amount at Stripe")
             whose = done[proof]["metadata"].get("operation_id")
+            expected_of = None if each["cause"] == "seen_at_stripe" else str(each["operation_id"])
             books.check(
-                whose == (None if each["cause"] == "seen_at_stripe" else str(each["operation_id"])),
+                # One that landed after it was dropped has a row of its own.
+                whose == expected_of or whose in dropped,
                 f"3: {name}: reversal {each['id']} has {proof} for its proof, which is of operation {whose}",
             )
     for proof, each in done.items():
@@ -215,13 +219,16 @@ def _orders(
     books: Audit, stripe: Stripe, transfers: list[dict[str, Any]], reversals: dict[int, list[dict[str, Any]]]
 ) -> None:
     for order in books.facts.orders:
-        of_order = {row["stripe_account_id"]: row for row in transfers if row["order_id"] == order.pk}
+        rows_of_order = [row for row in transfers if row["order_id"] == order.pk]
+        of_order = {row["stripe_account_id"]: row for row in rows_of_order if row["gives_back_of_id"] is None}
         shares = {who: sold - sold * order.commission // 10_000 for who, sold in order.sold.items()}
         books.check(set(of_order) == set(shares), f"P: order {order.pk} has transfers to {sorted(of_order)}")
         refunded = sum(
             refund["amount"]
             for refund in stripe.refunds.values()
-            if refund["charge"] == order.charge and refund["id"] in stripe.ever_succeeded
+            if refund["charge"] == order.charge
+            and refund["id"] in stripe.ever_succeeded
+            and refund["status"] not in {"failed", "canceled"}
         )
         refunded = min(refunded, order.amount)
         taken = {}
@@ -232,17 +239,16 @@ def _orders(
                 f"P: order {order.pk}: {who} is to get {shares.get(who)}, the row says {row['amount']} and"
                 f" {row['amount_kept_back']} kept back",
             )
-            theirs = stripe.transfers.get(row["stripe_transfer_id"])
-            by_us = by_others = 0
-            for each in theirs["reversals"] if theirs else ():
-                if each.get("status", "succeeded") == "succeeded":
-                    if "operation_id" in each["metadata"]:
-                        by_us += each["amount"]
-                    else:
-                        by_others += each["amount"]
+            # What the seller was paid in all, first and again, and what was taken of that.
+            paid = by_us = by_others = 0
+            for each in rows_of_order:
+                theirs = stripe.transfers.get(each["stripe_transfer_id"])
+                if each["stripe_account_id"] == who and theirs is not None:
+                    paid += theirs["amount"]
+                    ours, others = _reversed(theirs)
+                    by_us, by_others = by_us + ours, by_others + others
             touched = touched or by_others > 0
-            kept = row["amount_kept_back"] if theirs else shares.get(who, 0)
-            taken[who] = kept + by_us
+            taken[who] = shares.get(who, 0) - paid + by_us
             exact = shares.get(who, 0) * refunded / order.amount
             books.check(
                 taken[who] <= exact + 2,
@@ -256,6 +262,18 @@ def _orders(
             )
         if not touched and set(of_order) == set(shares):
             _is_fair(books, order, shares, taken, refunded)
+
+
+def _reversed(transfer: dict[str, Any]) -> tuple[int, int]:
+    """By us, and by others."""
+    by_us = by_others = 0
+    for each in transfer["reversals"]:
+        if each.get("status", "succeeded") == "succeeded":
+            if "operation_id" in each["metadata"]:
+                by_us += each["amount"]
+            else:
+                by_others += each["amount"]
+    return by_us, by_others
 
 
 def _is_fair(books: Audit, order: Any, shares: dict[str, int], taken: dict[str, int], refunded: int) -> None:
@@ -405,6 +423,8 @@ def _is_allowed(books: Audit, transfer: dict[str, Any], failed: dict[str, Any]) 
             return any(each["id"] in books.facts.reversed_by_hand for each in theirs)
         case "insufficient_capabilities_for_transfer":
             return books.facts.capabilities_changed > 0
+        case "give_back_undecided":
+            return transfer["gives_back_of_id"] is not None
         case "insufficient_funds":
             return books.facts.elapsed > FUNDS_PATIENCE
         case _:

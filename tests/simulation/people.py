@@ -120,7 +120,7 @@ class People:
             act = scene.chance.choice(
                 [succeed, succeed, succeed, scene.simulator.fail_refund, scene.simulator.cancel_refund]
             )
-        elif refund["status"] == "succeeded" and scene.chance.random() < 0.1:
+        elif refund["status"] == "succeeded" and scene.chance.random() < 0.25:
             act = scene.simulator.fail_refund
         else:
             return

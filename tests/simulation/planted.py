@@ -3,7 +3,7 @@
 Each is what somebody could write, and the program does not. ``test_planted.py`` says with which seed it is found.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,8 +16,9 @@ from django.test.utils import override_settings
 
 from marketplace import inbox, throttle
 from marketplace.errors import StaleTransition
-from marketplace.models import SellerTransfer, TransferReversal, confirmation
-from marketplace.services import leases, outcomes, refunds, reversals, transfers
+from marketplace.models import Order, SellerTransfer, TransferReversal, confirmation
+from marketplace.services import clawback, leases, outcomes, reversals, transfers
+from marketplace.shares import Loss
 from marketplace.workers import reversal, stripe_queue, transfer_retry
 
 
@@ -177,18 +178,16 @@ def no_breaker() -> Iterator[None]:
 
 @planted("each refund takes its own proportion, whatever came before")
 def no_cumulative_targets() -> Iterator[None]:
-    def plan(order_amount: int, total: int, sellers: Any) -> list[int]:
-        return [
-            min(
-                round(share * total / order_amount) if taken == 0 else -(-share * total // order_amount) - taken,
-                share - taken,
-            )
-            if share > taken
-            else 0
-            for share, taken in sellers
-        ]
+    def plan(order: Order, losses: Sequence[Loss], holdings: Sequence[clawback.Holding]) -> list[int]:
+        total = sum(loss.amount for loss in losses)
+        due = []
+        for held in holdings:
+            rounded = round(held.share * total / order.amount)
+            rounded_up = -(-held.share * total // order.amount)
+            due.append(max(min((rounded_up if held.taken else rounded) - held.taken, held.share - held.taken), 0))
+        return due
 
-    with patch.object(refunds, "plan", plan):
+    with patch.object(clawback, "plan", plan):
         yield
 
 

@@ -86,7 +86,11 @@ def profile(seed: int) -> Profile:
             "allow_negative_balances": chance.random() < 0.4,
             "pending_reversals": chance.random() < 0.1,
         },
-        settings={"REVERSAL_MAX_RETRIES": retries, "TRANSFER_RETRY_MAX_RETRIES": retries},
+        settings={
+            "REVERSAL_MAX_RETRIES": retries,
+            "TRANSFER_RETRY_MAX_RETRIES": retries,
+            "GIVE_BACK": chance.choice(["automatic", "automatic", "ask"]),
+        },
         is_paid_first=chance.random() < 0.5,
         hears_of_reversals=seed % 10 == 5,
     )

@@ -453,6 +453,10 @@ def test_one_whose_sending_is_not_settled_waits_for_that(
     simulator.create_reversal(made["id"], 1000)
     event = deliver(told()[0])
     assert (event.status, event.last_error_code) == (EventStatus.FAILED, inbox.UNKNOWN_TRANSFER)
+    # It is settled some day, if by a person: no number of tries is enough.
+    WebhookEvent.objects.update(retry_count=1000)
+    (event,) = rerun_events(gateway)
+    assert (event.retry_count, event.next_retry_at is None) == (1001, False)
     SellerTransfer.objects.filter(pk=transfer.pk).update(
         status=TransferStatus.COMPLETED, stripe_transfer_id=made["id"], next_retry_at=None
     )
@@ -525,6 +529,32 @@ def test_an_amount_that_an_older_program_wrote_without_its_reversal_counts_once(
     simulator.create_reversal(transfer.stripe_transfer_id, 500)
     deliver(told()[1])
     assert now(transfer) == (TransferStatus.PARTIALLY_REVERSED, 1500)
+
+
+def test_what_an_older_program_knew_of_is_not_forgotten_for_an_event_that_tells_of_less(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any
+) -> None:
+    transfer = at_stripe(5000, completed=True)
+    simulator.create_reversal(transfer.stripe_transfer_id, 1000)
+    second = simulator.create_reversal(transfer.stripe_transfer_id, 500)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(
+        status=TransferStatus.PARTIALLY_REVERSED, amount_reversed=1500, stripe_reversal_id=second["id"]
+    )
+    deliver(told()[0])
+    assert now(transfer) == (TransferStatus.PARTIALLY_REVERSED, 1500)
+
+
+def test_one_that_stripe_gave_up_is_left_as_it_ended_when_all_has_come_back(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any
+) -> None:
+    transfer = at_stripe(5000, completed=True)
+    given_up = TransferReversalFactory(
+        transfer=transfer, failed=True, amount=5000, stripe_reversal_id="trr_given_up", stripe_status="failed"
+    )
+    simulator.create_reversal(transfer.stripe_transfer_id, 5000)
+    deliver(told()[0])
+    given_up.refresh_from_db()
+    assert (now(transfer), given_up.status) == ((TransferStatus.REVERSED, 5000), ReversalStatus.FAILED)
 
 
 def test_the_next_refund_takes_only_what_was_not_taken_elsewhere(
