@@ -27,7 +27,7 @@ help: ## Show this list
 env: .venv/installed ## Make .venv from the lock file
 
 lock: ## Resolve requirements.lock anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --group dev pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --extra tracing --group dev pyproject.toml -o requirements.lock
 
 migrate: env ## Bring the database up to date
 	@$(MANAGE) migrate
