@@ -1,11 +1,13 @@
 """What a seller owes that Stripe could not take back: netted, paid by hand, written off; and never twice."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import IntegrityError, connection, connections, transaction
 from django.db.models.functions import Now
+from structlog.testing import capture_logs
 
 from marketplace import selectors
 from marketplace.errors import ConflictingFacts, NotAllowedNow, TooMuch
@@ -21,6 +23,7 @@ from tests.factories import (
     order_with_items,
     order_with_transfers,
 )
+from tests.services.test_confirmation import wait_until_blocked
 from tests.services.test_payments import facts as payment_facts
 from tests.services.test_refunds import NOON, record
 
@@ -199,6 +202,50 @@ def test_the_key_of_another_debt_or_person() -> None:
 
 
 # --- Retried ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_for_two_debts_at_once_is_refused_for_the_later_one(
+    transactional_db: None, unblocked_database: None
+) -> None:
+    one, other = debt(), debt()
+    user = UserFactory()
+    request = debts.Request(by=user, key="key-1")
+    refused: list[ConflictingFacts] = []
+
+    def pay_the_other() -> None:
+        try:
+            pay(other, 1000, request=request)
+        except ConflictingFacts as error:
+            refused.append(error)
+        finally:
+            connections.close_all()
+
+    later = threading.Thread(target=pay_the_other)
+    with transaction.atomic():
+        # Written, and to be seen by nobody yet.
+        one.change(actor="user:ann", reason="-", amount_recovered=300)
+        DebtEntry.objects.create(
+            reversal=one,
+            kind="paid",
+            amount=300,
+            currency="eur",
+            actor="user:ann",
+            reason="-",
+            requested_by=user,
+            request_key="key-1",
+        )
+        later.start()
+        wait_until_blocked()
+    later.join(10)
+    (error,) = refused
+    assert "was used before" in error.message
+    assert DebtEntry.objects.get().reversal == one
+    assert shown(other)[:2] == ("failed", 0)
+
+
+def test_any_other_broken_rule_of_the_database_is_no_used_key() -> None:
+    with pytest.raises(IntegrityError):
+        pay(debt(), -1)
 
 
 def test_a_retry_asks_stripe_only_for_what_is_left() -> None:
@@ -381,6 +428,32 @@ def test_what_others_took_meanwhile_is_not_owed_again(netting: None) -> None:
     record(transfer.order)
     books()
     assert sum(each.amount for each in owed.transfer.reversals.filter(status="pending")) == 100
+
+
+def test_where_others_took_all_meanwhile_nothing_is_owed_again_and_it_is_said(netting: None) -> None:
+    owed = debt(300)
+    transfer = paid(owed.transfer.seller, 300)
+    SellerTransfer.objects.filter(pk=owed.transfer_id).update(
+        amount_reversed=300, stripe_reversal_id="trr_1", status="reversed"
+    )
+    with capture_logs() as logs:
+        record(transfer.order)
+    books()
+    assert not owed.transfer.reversals.filter(status="pending").exists()
+    (said,) = [line for line in logs if line["event"] == "netting_undone_without_debt"]
+    assert (said["debt"], said["transfer"], said["amount"]) == (owed.pk, transfer.pk, 300)
+
+
+def test_each_sellers_debt_stands_again_where_the_order_that_paid_several_is_refunded(netting: None) -> None:
+    owed = [debt(300), debt(400)]
+    order = order_with_items((1000, 1000), commission_basis_points=0)
+    for item, each in zip(order.items.order_by("id"), owed, strict=True):
+        order.items.filter(pk=item.pk).update(seller=each.transfer.seller)
+    payments.record(payment(order), actor="stripe")
+    record(Order.objects.get(pk=order.pk))
+    books()
+    assert [each.transfer.reversals.get(status="pending").amount for each in owed] == [300, 400]
+    assert [shown(each)[1] for each in owed] == [0, 0]
 
 
 def test_a_refund_that_fails_pays_what_was_not_netted_any_more(netting: None) -> None:
