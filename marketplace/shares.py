@@ -41,6 +41,8 @@ class Sale:
     shares: Mapping[int, int]
     # What was sold by each seller, commission included. Needed of those sellers only of whom items are refunded.
     gross: Mapping[int, int] = field(default_factory=dict)
+    # Parts are multiples of this where all that was sold is (``money.step``).
+    step: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +68,35 @@ def targets(sale: Sale, losses: Sequence[Loss]) -> dict[int, int]:
     Then what was refunded by amount, laid over what all of them have left. The order of ``losses`` does not matter;
     more losses never make a target smaller; what is lost beyond the whole amount is not laid on anybody.
 
+    In a currency of which Stripe takes no single minor units, each part is one that it takes; what is smaller than that
+    of an odd loss is the platform's.
+
     Raises ``KeyError`` for items of a seller that sold nothing here, or whose ``gross`` is not told.
     """
+    in_steps = _in_steps(sale)
     given = dict.fromkeys(sale.shares, 0)
     platform_left = max(sale.amount - sum(sale.shares.values()), 0)
     of_goods = 0
     for seller in {seller: None for loss in losses for seller in loss.items}:
         share, gross = sale.shares[seller], sale.gross[seller]
         goods = min(sum(loss.items.get(seller, 0) for loss in losses), gross)
-        given[seller] = _laid(goods, [share], max(gross - share, 0), sale.commission)[0]
-        of_goods += goods
-        platform_left -= min(goods - given[seller], platform_left)
+        given[seller] = _laid(goods, [share], max(gross - share, 0), sale.commission, in_steps)[0]
+        platform_part = min(goods - given[seller], platform_left)
+        platform_left -= platform_part
+        of_goods += given[seller] + platform_part
     total = min(sum(loss.amount for loss in losses), sale.amount)
     left = [share - given[seller] for seller, share in sale.shares.items()]
     by_amount = max(total - of_goods, 0)
-    for seller, part in zip(sale.shares, _laid(by_amount, left, platform_left, sale.commission), strict=True):
+    parts = _laid(by_amount, left, platform_left, sale.commission, in_steps)
+    for seller, part in zip(sale.shares, parts, strict=True):
         given[seller] += part
     return given
+
+
+def _in_steps(sale: Sale) -> int:
+    """Orders of before, and such as Stripe would not take, are laid to the single minor unit."""
+    is_odd = any(amount % sale.step for amount in (sale.amount, *sale.shares.values(), *sale.gross.values()))
+    return 1 if is_odd else sale.step
 
 
 def platform_target(sale: Sale, losses: Sequence[Loss]) -> int:
@@ -91,13 +105,17 @@ def platform_target(sale: Sale, losses: Sequence[Loss]) -> int:
     return total - sum(targets(sale, losses).values())
 
 
-def _laid(amount: int, left: Sequence[int], platform_left: int, policy: RefundCommission) -> list[int]:
+def _laid(amount: int, left: Sequence[int], platform_left: int, policy: RefundCommission, in_steps: int) -> list[int]:
     """The sellers' parts of ``amount``, by what each has left."""
     match policy:
         case RefundCommission.PLATFORM_KEEPS:
-            return split(min(amount, sum(left)), left)
+            return _split(min(amount, sum(left)), left, in_steps)
         case RefundCommission.PLATFORM_BEARS:
-            return split(min(max(amount - platform_left, 0), sum(left)), left)
+            return _split(min(max(amount - platform_left, 0), sum(left)), left, in_steps)
         case _:
             whole = sum(left) + platform_left
-            return split(min(amount, whole), [*left, platform_left])[:-1]
+            return _split(min(amount, whole), [*left, platform_left], in_steps)[:-1]
+
+
+def _split(total: int, weights: Sequence[int], in_steps: int) -> list[int]:
+    return [part * in_steps for part in split(total // in_steps, [weight // in_steps for weight in weights])]

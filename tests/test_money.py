@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketplace.money import Money, decimal_places, split
+from marketplace.money import Money, decimal_places, split, step
 
 amounts = st.integers(min_value=0, max_value=10**15)
 weights = st.lists(st.integers(min_value=0, max_value=10**12), min_size=1, max_size=20)
@@ -96,6 +96,13 @@ def test_what_cannot_be_split_is_refused(total: int, shares: list[int]) -> None:
 )
 def test_money_is_shown_to_people(amount: int, currency: str, shown: str) -> None:
     assert str(Money(amount, currency)) == shown
+
+
+@pytest.mark.parametrize(
+    ("currency", "smallest"), [("eur", 1), ("jpy", 1), ("huf", 1), ("isk", 100), ("ugx", 100), ("kwd", 10)]
+)
+def test_amounts_are_multiples_of_what_stripe_takes(currency: str, smallest: int) -> None:
+    assert step(currency) == smallest
 
 
 @pytest.mark.parametrize(("currency", "places"), [("eur", 2), ("jpy", 0), ("bhd", 3), ("ugx", 2), ("huf", 2)])

@@ -19,37 +19,48 @@ KEEPS, BEARS, PROPORTIONAL = (
 
 
 def sale(
-    *gross: int, commission: RefundCommission = PROPORTIONAL, basis_points: int = 1000, first_seller: int = 1
+    *gross: int,
+    commission: RefundCommission = PROPORTIONAL,
+    basis_points: int = 1000,
+    first_seller: int = 1,
+    step: int = 1,
 ) -> Sale:
-    sold = dict(enumerate(gross, start=first_seller))
+    sold = dict(enumerate((amount * step for amount in gross), start=first_seller))
     return Sale(
-        amount=sum(gross),
+        amount=sum(sold.values()),
         commission=commission,
-        shares={seller: amount - amount * basis_points // 10_000 for seller, amount in sold.items()},
+        shares={seller: amount - amount * basis_points // (10_000 * step) * step for seller, amount in sold.items()},
         gross=sold,
+        step=step,
     )
 
 
 # Amounts are whole minor units: small ones are what yen have, and cents where rounding shows.
 sales = st.builds(
-    lambda gross, commission, basis_points: sale(*gross, commission=commission, basis_points=basis_points),
+    lambda gross, commission, basis_points, step: sale(
+        *gross, commission=commission, basis_points=basis_points, step=step
+    ),
     st.lists(st.integers(1, 60) | st.integers(1, 10**12), min_size=1, max_size=5),
     st.sampled_from(RefundCommission),
     st.sampled_from([0, 1, 250, 1000, 3333, 5000, 9999]),
+    st.sampled_from([1, 1, 10, 100]),
 )
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> tuple[Sale, list[Loss]]:
-    """A sale and what was refunded of it, by items and by amount, up to the whole."""
+def stories(draw: st.DrawFn, *, is_odd: bool = False) -> tuple[Sale, list[Loss]]:
+    """A sale and what was refunded of it, by items and by amount, up to the whole; odd: in amounts that Stripe should
+    not take in the sale's currency.
+    """
     sold = draw(sales)
+    step = 1 if is_odd else sold.step
     left, of_items, losses = sold.amount, dict(sold.gross), []
     for _ in range(draw(st.integers(0, 7))):
         seller = draw(st.sampled_from([None, *sold.shares]))
         most = left if seller is None else min(left, of_items[seller])
         if most == 0:
             continue
-        amount = draw(st.sampled_from([1, most]) | st.integers(1, most))
+        amount = step * draw(st.sampled_from([1, most // step]) | st.integers(1, most // step))
         left -= amount
         if seller is not None:
             of_items[seller] -= amount
@@ -79,6 +90,33 @@ def test_no_refund_makes_a_target_smaller(story: tuple[Sale, list[Loss]]) -> Non
         assert all(now[seller] >= amount for seller, amount in before.items())
         assert platform_target(sold, so_far) >= platform
         before, platform = now, platform_target(sold, so_far)
+
+
+@given(stories())
+def test_each_part_is_one_that_stripe_takes(story: tuple[Sale, list[Loss]]) -> None:
+    sold, losses = story
+    assert all(amount % sold.step == 0 for amount in targets(sold, losses).values())
+    assert platform_target(sold, losses) % sold.step == 0
+
+
+@given(stories(is_odd=True))
+def test_what_is_odd_of_a_loss_is_the_platforms_until_it_is_a_step(story: tuple[Sale, list[Loss]]) -> None:
+    sold, losses = story
+    before: dict[int, int] = dict.fromkeys(sold.shares, 0)
+    for so_far in accumulate(([loss] for loss in losses), lambda done, more: done + more):
+        now = targets(sold, so_far)
+        assert all(now[seller] >= amount and now[seller] % sold.step == 0 for seller, amount in before.items())
+        most = sold.amount - sum(sold.shares.values())
+        odd = (sold.step - 1) * (len(sold.shares) + 1)
+        assert 0 <= platform_target(sold, so_far) <= most + odd
+        before = now
+    rest = sold.amount - sum(loss.amount for loss in losses)
+    assert targets(sold, [*losses, Loss(amount=rest)]) == sold.shares
+
+
+def test_a_sale_that_is_odd_itself_is_laid_to_the_single_unit() -> None:
+    sold = Sale(amount=1001, commission=PROPORTIONAL, shares={1: 501, 2: 500}, step=10)
+    assert targets(sold, [Loss(amount=3)]) == {1: 2, 2: 1}
 
 
 @given(stories(), st.data())

@@ -12,6 +12,7 @@ import structlog
 from django.db import transaction
 from django.db.models import Sum
 
+from marketplace import money
 from marketplace.errors import Unwanted
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP, InsufficientFunds, NotFound, Refused
 from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal, taking_back
@@ -144,7 +145,8 @@ def _targets(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) 
     if any(loss.items for loss in losses):
         gross = dict(order.items.values_list("seller_id").annotate(total=Sum("amount")).order_by())
     commission = RefundCommission(order.refund_commission)
-    return targets(Sale(amount=order.amount, commission=commission, shares=shares, gross=gross), losses)
+    sale = Sale(amount=order.amount, commission=commission, shares=shares, gross=gross, step=money.step(order.currency))
+    return targets(sale, losses)
 
 
 def holding(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal]) -> Holding:

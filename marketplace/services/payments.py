@@ -11,10 +11,10 @@ from django.db import IntegrityError, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
 
+from marketplace import money
 from marketplace.errors import ConflictingFacts, NotAllowedNow, UnknownOrder
 from marketplace.gateway.contract import CreatePaymentAnswer, PaymentCreated, PaymentFacts, TransferGateway
 from marketplace.models import Order, OrderItem, Product, SellerTransfer
-from marketplace.money import LARGEST_AMOUNT
 from marketplace.services import debts
 from marketplace.states import OrderStatus
 
@@ -42,7 +42,7 @@ def place_order(*, buyer: User, lines: Sequence[tuple[Product, int]], actor: str
     if any(quantity < 1 or not product.active for product, quantity in lines):
         raise NotAllowedNow("each line needs a product that is sold and a quantity of at least one")
     amount = sum(product.unit_amount * quantity for product, quantity in lines)
-    if amount > LARGEST_AMOUNT:
+    if amount > money.LARGEST_AMOUNT:
         raise NotAllowedNow("the order's amount is too large")
     with transaction.atomic(), Order.recording(actor=actor, reason="placed"):
         order = Order.objects.create(
@@ -98,7 +98,8 @@ def charge(order: Order, gateway: TransferGateway, *, payment_method: str) -> Cr
 def shares(order: Order) -> list[Share]:
     """Each seller's share: what was bought from them, less the commission frozen in the order; in order of seller.
 
-    The commission is rounded down per seller, so that the platform never takes a cent more than its rate.
+    The commission is rounded down per seller, so that the platform never takes a cent more than its rate; and to what
+    Stripe takes in this currency, so that a share can be sent.
     """
     sold = (
         OrderItem.objects.filter(order=order)
@@ -106,9 +107,11 @@ def shares(order: Order) -> list[Share]:
         .annotate(total=Sum("amount"))
         .order_by("seller_id")
     )
+    step = money.step(order.currency)
     return [
-        Share(seller_id=seller_id, amount=total - total * order.commission_basis_points // 10_000)
+        Share(seller_id=seller_id, amount=total - commission // step * step)
         for seller_id, total in sold
+        for commission in [total * order.commission_basis_points // 10_000]
     ]
 
 

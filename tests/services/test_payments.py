@@ -61,6 +61,17 @@ def test_an_order_that_makes_no_sense_is_refused(lines: str) -> None:
     assert Order.objects.count() == 0
 
 
+@pytest.mark.parametrize(
+    ("currency", "price", "share"),
+    [("kwd", 1230, 1110), ("isk", 99_900, 90_000), ("jpy", 123, 111), ("kwd", 1234, 1114)],
+)
+def test_a_share_is_an_amount_that_stripe_sends_in_its_currency(currency: str, price: int, share: int) -> None:
+    order = place((ProductFactory(unit_amount=price, currency=currency), 1))
+    payments.record(facts(order), actor="stripe:evt_1")
+    # The commission of ten percent is rounded down, never up. A price that Stripe does not take stays as it is.
+    assert order.transfers.get().amount == share
+
+
 def test_a_payment_makes_the_order_paid_and_one_transfer_per_seller_due() -> None:
     seller_of_two = ProductFactory(unit_amount=1000)
     sibling = ProductFactory(unit_amount=500, seller=seller_of_two.seller)

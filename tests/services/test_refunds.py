@@ -183,6 +183,20 @@ def test_who_bears_the_commission_stands_in_the_order(commission: str, owed: lis
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(("currency", "step"), [("kwd", 10), ("isk", 100), ("jpy", 1)])
+def test_what_is_owed_is_an_amount_that_stripe_takes_in_its_currency(currency: str, step: int) -> None:
+    order = order_with_transfers((100 * step, 100 * step, 100 * step), currency=currency, commission_basis_points=1000)
+    for number in (1, 2):
+        record(order, amount=50 * step, stripe_refund_id=f"re_{number}")
+    owed = [reversal.amount for reversal in TransferReversal.objects.all()]
+    assert sum(owed) == 90 * step
+    assert all(amount % step == 0 for amount in owed)
+    record(order, amount=200 * step, stripe_refund_id="re_3")
+    for transfer in order.transfers.all():
+        assert sum(reversal.amount for reversal in transfer.reversals.all()) == transfer.amount
+
+
+@pytest.mark.django_db
 def test_a_further_refund_of_a_partly_reversed_transfer_makes_it_owe_again() -> None:
     order = OrderFactory(paid=True, amount=5000)
     transfer = SellerTransferFactory(order=order, amount=5000, partially_reversed=True)
