@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Write docs/states.md and docs/states.svg from marketplace/states.py; with ``--check`` only compare."""
+"""Write docs/states.* from marketplace/states.py and docs/roles.md from marketplace/roles.py.
+
+With ``--check`` only compare.
+"""
 
 import argparse
 import ast
@@ -12,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from django.db.models import TextChoices  # noqa: E402 - found through the line above
 
-from marketplace import states  # noqa: E402
+from marketplace import roles, states  # noqa: E402
 from marketplace.states import Transitions  # noqa: E402
 
 SOURCE = ROOT / "marketplace" / "states.py"
@@ -93,9 +96,9 @@ SECTIONS: list[tuple[str, str, type[TextChoices], Transitions]] = [
 ]
 
 
-def comments_by_member() -> dict[tuple[str, str], str]:
+def comments_by_member(path: Path) -> dict[tuple[str, str], str]:
     """(class, member) -> the comment above the member, in one line."""
-    source = SOURCE.read_text()
+    source = path.read_text()
     lines = source.splitlines()
     found: dict[tuple[str, str], str] = {}
     for node in ast.parse(source).body:
@@ -137,7 +140,7 @@ def mermaid(choices: type[TextChoices], transitions: Transitions) -> str:
 
 
 def states_page() -> str:
-    comments = comments_by_member()
+    comments = comments_by_member(SOURCE)
     parts = [f"<!-- {GENERATED}: change that file and run `.venv/bin/python scripts/generate_docs.py` -->", "# States"]
     parts.append(
         "Each table of steps is one constant in [marketplace/states.py](../marketplace/states.py). From it come the"
@@ -162,6 +165,42 @@ def states_page() -> str:
             rows.append(f"| `{status.value}` | {comment} | {mover or 'nobody'} | {becomes or 'nothing: final'} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
+
+
+# --- Roles ------------------------------------------------------------------------------------------------------------
+
+
+def admin_address(page: str) -> str:
+    """``marketplace_order_change``, a URL's name, as people see it: ``/admin/marketplace/order/…/change/``."""
+    app, model, name = page.split("_", 2)
+    return f"/admin/{app}/{model}/" + {"changelist": "", "add": "add/"}.get(name, f"…/{name}/")
+
+
+def roles_page() -> str:
+    made = "made by scripts/generate_docs.py from marketplace/roles.py"
+    intro = """\
+Four groups of the admin (Access → Groups), made by the migrations. Put each person into one, with *staff status*. An
+*operator* lets what stopped go on, *finance* decides about money, an *admin* does both and says who else may; each sees
+all that a *viewer* sees. A superuser may do everything, and alone makes superusers.
+
+Each line is one constant in [marketplace/roles.py](../marketplace/roles.py); tests ask every endpoint and open every
+page as each role. Give more to a group, or make groups of your own: migrations add to the four and take nothing away.
+Buyers and sellers are in no group: they see [what is theirs](api.md#who-may-do-what)."""
+    comments = comments_by_member(ROOT / "marketplace" / "roles.py")
+    members = [f"- **{role.value}**: {comments['Role', role.name]}" for role in roles.Role]
+    head = ["what", "permission", *(role.value for role in roles.Role), "API", "admin"]
+    rows = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for act in roles.ACTS:
+        cells = [
+            act.what,
+            ", ".join(f"`{name.removeprefix('marketplace.')}`" for name in act.needs),
+            *("✓" if role in act.roles else "" for role in roles.Role),
+            ", ".join(f"`{operation}`" for operation in act.api),
+            ", ".join(f"`{admin_address(page)}`" for page in act.pages),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    parts = [f"<!-- {made}: change that file and run `.venv/bin/python scripts/generate_docs.py` -->", "# Roles"]
+    return "\n\n".join([*parts, intro, "\n".join(members), "\n".join(rows)]) + "\n"
 
 
 # --- The picture ------------------------------------------------------------------------------------------------------
@@ -282,15 +321,17 @@ def main() -> None:
         "--check", action="store_true", help="change nothing; exit with 1 where a file is not up to date"
     )
     check = parser.parse_args().check
-    pages = {ROOT / "docs" / "states.md": states_page(), ROOT / "docs" / "states.svg": picture()}
+    pages = {
+        ROOT / "docs" / "states.md": states_page(),
+        ROOT / "docs" / "states.svg": picture(),
+        ROOT / "docs" / "roles.md": roles_page(),
+    }
     for path, wanted in pages.items():
         if path.exists() and path.read_text() == wanted:
             continue
         name = path.relative_to(ROOT)
         if check:
-            sys.exit(
-                f"error: {name} is not what marketplace/states.py says: run .venv/bin/python scripts/generate_docs.py"
-            )
+            sys.exit(f"error: {name} is not what the code says: run .venv/bin/python scripts/generate_docs.py")
         path.parent.mkdir(exist_ok=True)
         path.write_text(wanted)
         print(f"wrote {name}")

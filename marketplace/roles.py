@@ -1,0 +1,199 @@
+"""Who may do what: the four groups, what each may do, and where.
+
+The groups are made by migrations (``Grant``). From ``ACTS`` come docs/roles.md and the tests of each page and endpoint.
+
+A new act of the API or the admin: a line in ``ACTS``, and a migration with ``Grant`` for its permission.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import migrations
+from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+
+
+class Role(TextChoices):
+    # Sees everything, changes nothing.
+    VIEWER = "viewer", _("viewer")
+    # On call: lets what stopped go on.
+    OPERATOR = "operator", _("operator")
+    # Decides about money: refunds, debts, payments back.
+    FINANCE = "finance", _("finance")
+    # All of it, and who else may do it.
+    ADMIN = "admin", _("admin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Act:
+    """Something that a person does, with the endpoints and admin pages (by URL name) where it is done."""
+
+    what: str
+    permission: str
+    roles: tuple[Role, ...]
+    # Permissions needed besides, to see what it is done to.
+    also: tuple[str, ...] = ()
+    api: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.permission, *self.also)
+
+
+EVERYONE = tuple(Role)
+ON_CALL = (Role.OPERATOR, Role.ADMIN)
+MONEY = (Role.FINANCE, Role.ADMIN)
+
+
+def _see(model: str, what: str, address: str = "", *more: str) -> Act:
+    listed = (f"GET /api/{address}/", f"GET /api/{address}/{{id}}/") if address else ()
+    return Act(
+        what=f"see {what}",
+        permission=f"marketplace.view_{model}",
+        roles=EVERYONE,
+        api=(*listed, *more),
+        pages=tuple(f"marketplace_{model}_{page}" for page in ("changelist", "change")),
+    )
+
+
+def _keep(app: str, model: str, what: str) -> tuple[Act, ...]:
+    """Rows that are kept by hand, in the admin only."""
+    return tuple(
+        Act(
+            what=f"{verb} {what}",
+            permission=f"{app}.{action}_{model}",
+            roles=(Role.ADMIN,),
+            also=() if action == "view" else (f"{app}.view_{model}",),
+            pages=pages,
+        )
+        for verb, action, pages in (
+            ("see", "view", (f"{app}_{model}_changelist", f"{app}_{model}_change")),
+            ("add", "add", (f"{app}_{model}_add",)),
+            ("change", "change", ()),
+        )
+        if app == "auth" or action != "view"
+    )
+
+
+ACTS: tuple[Act, ...] = (
+    _see("order", "orders", "orders"),
+    _see("refund", "refunds", "refunds", "GET /api/orders/{order_id}/refunds/"),
+    _see("sellertransfer", "transfers", "transfers"),
+    _see("transferreversal", "reversals", "reversals"),
+    _see("debt", "debts of sellers", "debts", "GET /api/debts/totals/"),
+    _see("seller", "sellers", "sellers"),
+    _see("product", "products", "products"),
+    _see("webhookevent", "webhook events", "webhook-events"),
+    Act(
+        what="see counts and money",
+        permission="marketplace.view_webhookevent",
+        also=tuple(f"marketplace.view_{each}" for each in ("order", "sellertransfer", "refund", "transferreversal")),
+        roles=EVERYONE,
+        api=("GET /api/stats/",),
+    ),
+    _see("workerheartbeat", "workers"),
+    _see("circuitbreaker", "circuit breakers"),
+    _see("requestallowance", "request allowances"),
+    Act(
+        what="plan a refund",
+        permission="marketplace.add_refund",
+        also=("marketplace.view_order", "marketplace.view_sellertransfer"),
+        roles=MONEY,
+        api=("GET /api/orders/{order_id}/refund-plan/",),
+    ),
+    Act(
+        what="refund an order",
+        permission="marketplace.add_refund",
+        also=("marketplace.view_order",),
+        roles=MONEY,
+        api=("POST /api/orders/{order_id}/refunds/",),
+    ),
+    Act(
+        what="retry a transfer, enter its Stripe id",
+        permission="marketplace.retry_sellertransfer",
+        also=("marketplace.view_sellertransfer",),
+        roles=ON_CALL,
+        api=("POST /api/transfers/{id}/retry/",),
+        pages=("marketplace_sellertransfer_retry_one", "marketplace_sellertransfer_enter_transfer_id"),
+    ),
+    Act(
+        what="decline to pay a seller again",
+        permission="marketplace.decline_sellertransfer",
+        also=("marketplace.view_sellertransfer",),
+        roles=MONEY,
+        api=("POST /api/transfers/{id}/decline/",),
+        pages=("marketplace_sellertransfer_decline",),
+    ),
+    Act(
+        what="replay a webhook event",
+        permission="marketplace.replay_webhookevent",
+        also=("marketplace.view_webhookevent",),
+        roles=ON_CALL,
+        api=("POST /api/webhook-events/{id}/replay/",),
+        pages=("marketplace_webhookevent_replay_one",),
+    ),
+    Act(
+        what="record that a seller paid a debt",
+        permission="marketplace.record_debt_payment",
+        also=("marketplace.view_debt",),
+        roles=MONEY,
+        api=("POST /api/debts/{id}/payments/",),
+        pages=("marketplace_debt_record_payment",),
+    ),
+    Act(
+        what="write off a debt",
+        permission="marketplace.write_off_debt",
+        also=("marketplace.view_debt",),
+        roles=MONEY,
+        api=("POST /api/debts/{id}/write-off/",),
+        pages=("marketplace_debt_write_off",),
+    ),
+    *_keep("marketplace", "seller", "sellers"),
+    *_keep("marketplace", "product", "products"),
+    *_keep("auth", "user", "users"),
+    *_keep("auth", "group", "groups"),
+)
+
+
+def permissions_of(role: Role) -> frozenset[str]:
+    """``app.codename`` of each."""
+    return frozenset(name for act in ACTS if role in act.roles for name in act.needs)
+
+
+class Grant(migrations.RunPython):
+    """Makes the groups where they are not there, and gives them permissions: ``Grant({"operator": ["app.codename"]})``.
+
+    Django makes permissions only after all migrations; here they are made before. Applied again it changes nothing, and
+    what was given to a group by hand stays.
+    """
+
+    def __init__(self, granted: Mapping[str, Sequence[str]]) -> None:
+        self.granted = granted
+        super().__init__(_granting(granted), migrations.RunPython.noop, elidable=False)
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return self.__class__.__qualname__, [self.granted], {}
+
+
+def _granting(granted: Mapping[str, Sequence[str]]) -> Callable[[Any, Any], None]:
+    def grant(apps: Any, schema_editor: Any) -> None:
+        # Not at the top: it wants settings, and the generator of the documents has none.
+        from django.contrib.auth.management import create_permissions
+
+        database = schema_editor.connection.alias
+        for label in sorted({name.partition(".")[0] for names in granted.values() for name in names}):
+            app = apps.get_app_config(label)
+            # Apps of migrations have none, and Django makes no permissions for an app without models.
+            app.models_module = True
+            create_permissions(app, verbosity=0, using=database, apps=apps)
+        groups = apps.get_model("auth", "Group").objects.using(database)
+        permissions = apps.get_model("auth", "Permission").objects.using(database)
+        for role, names in granted.items():
+            group, _is_new = groups.get_or_create(name=role)
+            for name in names:
+                label, _dot, codename = name.partition(".")
+                group.permissions.add(permissions.get(content_type__app_label=label, codename=codename))
+
+    return grant
