@@ -26,7 +26,7 @@ from marketplace.services import leases, refunds, reversals, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
-from marketplace.workers.loop import Worker, persistently
+from marketplace.workers.loop import Worker, persistently, threads_for
 from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
 from tests.services.test_refunds import facts
@@ -120,16 +120,18 @@ def test_once_does_all_that_is_due_however_small_the_batch() -> None:
 
 
 def test_a_little_is_claimed_ahead_of_the_threads_and_no_more() -> None:
-    most = 0
+    begun: list[int] = []
+    ahead: list[int] = []
 
-    def perform(_row: int) -> None:
-        nonlocal most
-        most = max(most, 1000 - len(rows.waiting) - len(rows.performed))
+    class Counted(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            claimed = super().claim(batch_size=batch_size, lease=lease)
+            ahead.append(1000 - len(self.waiting) - len(begun))
+            return claimed
 
-    rows = Rows(range(1000), perform)
-    worker(rows, concurrency=3, batch_size=10).run_once()
-    # Two in the other threads, this one, and at most a batch and a half.
-    assert 3 < most <= 18
+    worker(Counted(range(1000), begun.append), concurrency=3, batch_size=10).run_once()
+    # At most a batch and a half, and what the threads have taken and not begun.
+    assert 3 < max(ahead) <= 15 + threads_for(3)
 
 
 def test_a_row_whose_lease_would_end_during_the_attempt_is_given_back() -> None:
