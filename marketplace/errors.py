@@ -39,6 +39,14 @@ class NotAllowedNow(MarketplaceError):
     """The state of the row does not allow this."""
 
 
+class ChangedMeanwhile(MarketplaceError):
+    """The row is not as it was when the caller saw it: nothing was changed."""
+
+
+class StillRunning(MarketplaceError):
+    """Another request under the same Idempotency-Key is being answered just now. Ask again in a moment."""
+
+
 class TooMuch(MarketplaceError):
     """More money than is left."""
 

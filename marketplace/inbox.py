@@ -150,17 +150,19 @@ def apply_again(claimed: WebhookEvent, looked_up: tuple[ReversalFacts, ...] | No
     return row
 
 
-def replay(*, event_id: int, actor: str, reason: str) -> WebhookEvent:
+def replay(*, event_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> WebhookEvent:
     """Apply an event that failed or was ignored once more, because a person wants it; committed on return.
 
     It ends as anything that is received: applied, ignored, or failed with its error and a fresh budget of tries.
 
     Raises:
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: it was applied, or a worker has it in hand.
 
     """
     with transaction.atomic(durable=True):
         row = WebhookEvent.locked(event_id)
+        row.require_version(if_version)
         if row.status == EventStatus.PROCESSED:
             raise NotAllowedNow(f"{row} is processed: only one that failed or was ignored can be replayed")
         if WebhookEvent.objects.filter(pk=row.pk, lease_expires_at__gt=Now()).exists():

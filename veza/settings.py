@@ -197,12 +197,20 @@ for base, maximum in (
 
 # --- API --------------------------------------------------------------------------------------------------------------
 
+# Of one user, or of one token. 0 is no limit.
+API_REQUESTS_PER_MINUTE = env.integer("API_REQUESTS_PER_MINUTE", "600", minimum=0, maximum=1_000_000)
+# Of these, how many may change something.
+API_CHANGES_PER_MINUTE = env.integer("API_CHANGES_PER_MINUTE", "120", minimum=0, maximum=1_000_000)
+# How long the answer under an Idempotency-Key is kept, at least.
+API_IDEMPOTENCY_KEY_MAX_AGE = env.duration("API_IDEMPOTENCY_KEY_MAX_AGE", "7d")
+
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "rest_framework.authentication.TokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_THROTTLE_CLASSES": ["marketplace.api.pace.Pace"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["marketplace.api.fields.StrictJSONParser"],
     "DEFAULT_SCHEMA_CLASS": "marketplace.api.schema.Schema",

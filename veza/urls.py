@@ -6,6 +6,8 @@ from marketplace import monitoring
 from marketplace.api.webhooks import stripe_webhook
 from veza.middleware import WEBHOOK_ROUTES
 
+handler400 = "marketplace.api.problems.bad_request"
+handler403 = "marketplace.api.problems.permission_denied"
 handler404 = "marketplace.api.problems.not_found"
 handler500 = "marketplace.api.problems.server_error"
 

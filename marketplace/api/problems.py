@@ -1,5 +1,6 @@
 """One shape for every error under /api/: problem details (RFC 9457), for unknown addresses and our own faults too."""
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,12 +14,14 @@ from rest_framework.views import set_rollback
 
 from marketplace.errors import (
     DATABASE_TROUBLE,
+    ChangedMeanwhile,
     ConflictingFacts,
     IllegalTransition,
     MarketplaceError,
     NotAllowedNow,
     PlanChanged,
     StaleTransition,
+    StillRunning,
     TooMuch,
 )
 
@@ -27,11 +30,13 @@ logger = structlog.get_logger(__name__)
 CONTENT_TYPE = "application/problem+json"
 TYPES = "urn:veza:problem:"
 STATUS_OF: Mapping[type[MarketplaceError], HTTPStatus] = {
+    ChangedMeanwhile: HTTPStatus.PRECONDITION_FAILED,
     ConflictingFacts: HTTPStatus.CONFLICT,
     IllegalTransition: HTTPStatus.CONFLICT,
     NotAllowedNow: HTTPStatus.CONFLICT,
     PlanChanged: HTTPStatus.CONFLICT,
     StaleTransition: HTTPStatus.CONFLICT,
+    StillRunning: HTTPStatus.CONFLICT,
     TooMuch: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 DATABASE_AWAY = "The database does not answer. Nothing was changed; try again in a moment."
@@ -112,7 +117,7 @@ def _headers(exception: exceptions.APIException) -> dict[str, str]:
     if challenge := getattr(exception, "auth_header", None):
         headers["WWW-Authenticate"] = challenge
     if wait := getattr(exception, "wait", None):
-        headers["Retry-After"] = str(int(wait))
+        headers["Retry-After"] = str(math.ceil(wait))
     return headers
 
 
@@ -129,6 +134,18 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     if request.path.startswith("/api/"):
         return _plain(problem(404, f"There is nothing at {request.path}."))
     return defaults.page_not_found(request, exception)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    if request.path.startswith("/api/"):
+        return _plain(problem(400, "The request is not one that we can read."))
+    return defaults.bad_request(request, exception)
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    if request.path.startswith("/api/"):
+        return _plain(problem(403, "You may not do this."))
+    return defaults.permission_denied(request, exception)
 
 
 def server_error(request: HttpRequest) -> HttpResponseBase:

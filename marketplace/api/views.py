@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.auth.views import redirect_to_login
 from django.db.models import Model, QuerySet
@@ -22,8 +21,11 @@ from rest_framework.viewsets import GenericViewSet
 
 from marketplace import inbox, selectors, throttle
 from marketplace.api import access, filters, serializers
-from marketplace.api.problems import CONTENT_TYPE, BodyTooLarge, Malformed
+from marketplace.api.bounded import Bounded
+from marketplace.api.idempotency import Idempotent, required_key
+from marketplace.api.problems import CONTENT_TYPE
 from marketplace.api.schema import IDEMPOTENCY_KEY, problem
+from marketplace.api.versions import expected, version_of
 from marketplace.errors import TooMuch
 from marketplace.models import (
     Debt,
@@ -41,28 +43,8 @@ from marketplace.states import RefundStatus
 
 M = TypeVar("M", bound=Model)
 
-KEY_HEADER = "Idempotency-Key"
-LONGEST_KEY = 255
 
-
-# Python refuses to read numbers of very many digits.
-MOST_DIGITS = 19
-
-
-class Bounded(APIView):
-    """Nothing that is sent to the API is large; the parsers would read whatever comes."""
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        length = request.META.get("CONTENT_LENGTH") or "0"
-        if (
-            not (length.isascii() and length.isdigit() and len(length) < MOST_DIGITS)
-            or int(length) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        ):
-            raise BodyTooLarge(f"The body is larger than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
-
-
-class Rows(Bounded, ListModelMixin, GenericViewSet[M]):
+class Rows(Idempotent, ListModelMixin, GenericViewSet[M]):
     """A list of the rows that the caller may see."""
 
     ordering_fields: tuple[str, ...] = ("id", "created_at")
@@ -78,6 +60,13 @@ class Rows(Bounded, ListModelMixin, GenericViewSet[M]):
 
 class RowsAndDetails(RetrieveModelMixin, Rows[M]):
     lookup_value_converter = "int"
+
+    def retrieve(self, request: Request, *_: Any, **__: Any) -> Response:  # noqa: ARG002 - DRF names it
+        return self.answer(self.get_object())
+
+    def answer(self, row: M, code: int = status.HTTP_200_OK) -> Response:
+        """The row, with its version where one can act on it."""
+        return Response(self.get_serializer(row).data, status=code, headers=version_of(row))
 
 
 # --- Sellers and products -----------------------------------------------------------------------------------
@@ -176,7 +165,7 @@ class OrderRefundViewSet(Rows[Refund]):
         order = self.get_order()
         access.demand(request.user, access.permission("add", Refund))
         assert isinstance(request.user, User)
-        key = _idempotency_key(request)
+        key = required_key(request)
         body = serializers.RefundRequestSerializer(data=request.data, context={"order": order})
         body.is_valid(raise_exception=True)
         items = [(each["item"], each["quantity"]) for each in body.validated_data["items"]]
@@ -233,14 +222,6 @@ class RefundPlanView(Bounded):
             "parts": parts,
         }
         return Response(serializers.RefundPlanSerializer(plan).data)
-
-
-def _idempotency_key(request: Request) -> str:
-    key = request.headers.get(KEY_HEADER, "")
-    if not 1 <= len(key) <= LONGEST_KEY or not (key.isascii() and key.isprintable()):
-        given = "missing" if not key else f"{len(key)} characters"
-        raise Malformed(KEY_HEADER, f"{given}: expected this header with 1 to {LONGEST_KEY} printable ASCII characters")
-    return key
 
 
 def _amount(order: Order, user: User, key: str, items: Sequence[tuple[int, int]]) -> int:
@@ -315,10 +296,11 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         body.is_valid(raise_exception=True)
         transfers.retry(
             transfer_id=transfer.pk,
+            if_version=expected(request),
             actor=f"user:{request.user.get_username()}",
             reason=body.validated_data["reason"],
         )
-        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+        return self.answer(self.get_queryset().get(pk=pk))
 
     @extend_schema(
         summary="Decline to pay a seller again",
@@ -347,10 +329,11 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         body.is_valid(raise_exception=True)
         give_backs.decline(
             transfer_id=transfer.pk,
+            if_version=expected(request),
             actor=f"user:{request.user.get_username()}",
             reason=body.validated_data["reason"],
         )
-        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+        return self.answer(self.get_queryset().get(pk=pk))
 
 
 # --- What sellers owe ---------------------------------------------------------------------------------------
@@ -434,7 +417,7 @@ class DebtViewSet(RowsAndDetails[Debt]):
         debt = get_object_or_404(self.get_queryset(), pk=pk)
         access.demand(request.user, f"marketplace.{permission}")
         assert isinstance(request.user, User)
-        key = _idempotency_key(request)
+        key = required_key(request)
         body = serializers.DebtSettlementSerializer(data=request.data, context={"debt": debt})
         body.is_valid(raise_exception=True)
         entered = act(
@@ -443,9 +426,10 @@ class DebtViewSet(RowsAndDetails[Debt]):
             actor=f"user:{request.user.get_username()}",
             reason=body.validated_data["reason"],
             request=debts.Request(by=request.user, key=key),
+            if_version=expected(request),
         )
         code = status.HTTP_201_CREATED if entered.is_new else status.HTTP_200_OK
-        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data, status=code)
+        return self.answer(self.get_queryset().get(pk=pk), code)
 
 
 # --- For staff ----------------------------------------------------------------------------------------------
@@ -487,10 +471,11 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
         body.is_valid(raise_exception=True)
         inbox.replay(
             event_id=event.pk,
+            if_version=expected(request),
             actor=f"user:{request.user.get_username()}",
             reason=body.validated_data["reason"],
         )
-        return Response(self.get_serializer(self.get_queryset().get(pk=pk)).data)
+        return self.answer(self.get_queryset().get(pk=pk))
 
 
 class StatsView(Bounded):

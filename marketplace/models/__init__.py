@@ -1,5 +1,6 @@
 """Tables, constraints, triggers and ``transition()``; no policy."""
 
+from marketplace.models.api_requests import ApiPace, IdempotentRequest
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
 from marketplace.models.funds import BalanceWatch
@@ -20,10 +21,12 @@ __all__ = [
     "REFUNDING_CHANNEL",
     "REVERSING_CHANNEL",
     "SENDING_CHANNEL",
+    "ApiPace",
     "BalanceWatch",
     "CircuitBreaker",
     "Debt",
     "DebtEntry",
+    "IdempotentRequest",
     "Order",
     "OrderItem",
     "Product",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, ClassVar, Self
 from uuid import UUID
@@ -15,10 +15,12 @@ from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.errors import AlreadyThere, IllegalTransition, StaleTransition
+from marketplace.errors import AlreadyThere, ChangedMeanwhile, IllegalTransition, StaleTransition
 from marketplace.models import together
 from marketplace.models.together import Rows
 from marketplace.states import Transitions, pairs
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Lifecycle(models.Model):
@@ -147,10 +149,28 @@ class Lifecycle(models.Model):
         recorded: AbstractContextManager[Any] = pghistory.context(actor=actor, reason=reason, attempt=None)
         return recorded
 
+    @property
+    def version(self) -> str:
+        """Another with each change of the row."""
+        return f"{self.pk}-{(self.updated_at - EPOCH) // timedelta(microseconds=1)}"
+
     @classmethod
     def locked(cls, pk: Any) -> Self:
         """The row as it is now, locked until the transaction ends."""
         return cls._default_manager.select_for_update(no_key=True).get(pk=pk)
+
+    def require_version(self, versions: frozenset[str] | None) -> None:
+        """Of a locked row: ``versions`` are those that the caller would act on, None is any.
+
+        Raises:
+            ChangedMeanwhile: it has another.
+
+        """
+        if versions is not None and self.version not in versions:
+            raise ChangedMeanwhile(
+                f"{self._meta.verbose_name} {self.pk} has changed since you saw it: it is {self.status} now, version"
+                f" {self.version}"
+            )
 
 
 def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, Sequence[Any]]:

@@ -45,7 +45,15 @@ def debts_of(seller_id: int) -> QuerySet[Debt]:
 # --- By an operator ---------------------------------------------------------------------------------------------------
 
 
-def pay_by_hand(*, reversal_id: int, amount: int, actor: str, reason: str, request: Request | None = None) -> Entered:
+def pay_by_hand(
+    *,
+    reversal_id: int,
+    amount: int,
+    actor: str,
+    reason: str,
+    request: Request | None = None,
+    if_version: frozenset[str] | None = None,
+) -> Entered:
     """The seller paid ``amount`` (minor units) of the debt outside of Stripe; committed on return.
 
     The same key with the same facts gives the entry of the first request.
@@ -55,18 +63,38 @@ def pay_by_hand(*, reversal_id: int, amount: int, actor: str, reason: str, reque
         NotAllowedNow: it is no debt, or may be at Stripe.
         TooMuch: more than is left of the debt.
         ConflictingFacts: the key was used with other facts.
+        ChangedMeanwhile: the reversal's version is none of ``if_version``.
 
     """
-    return _settle_by_hand(reversal_id, Kind.PAID, amount, actor=actor, reason=reason, request=request)
+    return _settle_by_hand(
+        reversal_id, Kind.PAID, amount, actor=actor, reason=reason, request=request, if_version=if_version
+    )
 
 
-def write_off(*, reversal_id: int, amount: int, actor: str, reason: str, request: Request | None = None) -> Entered:
+def write_off(
+    *,
+    reversal_id: int,
+    amount: int,
+    actor: str,
+    reason: str,
+    request: Request | None = None,
+    if_version: frozenset[str] | None = None,
+) -> Entered:
     """Nobody asks for ``amount`` (minor units) of the debt any more; committed on return. Raises as ``pay_by_hand``."""
-    return _settle_by_hand(reversal_id, Kind.WRITTEN_OFF, amount, actor=actor, reason=reason, request=request)
+    return _settle_by_hand(
+        reversal_id, Kind.WRITTEN_OFF, amount, actor=actor, reason=reason, request=request, if_version=if_version
+    )
 
 
 def _settle_by_hand(
-    reversal_id: int, kind: DebtEntry.Kind, amount: int, *, actor: str, reason: str, request: Request | None
+    reversal_id: int,
+    kind: DebtEntry.Kind,
+    amount: int,
+    *,
+    actor: str,
+    reason: str,
+    request: Request | None,
+    if_version: frozenset[str] | None,
 ) -> Entered:
     try:
         with transaction.atomic(durable=True):
@@ -82,6 +110,7 @@ def _settle_by_hand(
                 ):
                     raise _used_before(request)
                 return Entered(entry=earlier, is_new=False)
+            debt.require_version(if_version)
             _require_open(debt)
             if amount > debt.amount_open:
                 left = Money(debt.amount_open, debt.currency)

@@ -153,16 +153,18 @@ def _undecided(reason: str) -> dict[str, Any]:
 # --- By an operator ---------------------------------------------------------------------------------------------------
 
 
-def decline(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+def decline(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> SellerTransfer:
     """Not to pay the seller again: the platform keeps the money; committed on return. A retry pays instead.
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: it pays nothing again, or does not wait for a person, or may have been sent.
 
     """
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
+        transfer.require_version(if_version)
         if transfer.gives_back_of_id is None:
             raise NotAllowedNow(
                 f"transfer {transfer_id} is a seller's share of a sale: only a payment back is declined"

@@ -277,18 +277,20 @@ def release(claimed: SellerTransfer, *, actor: str) -> None:
 # --- By an operator ---------------------------------------------------------------------------------------------------
 
 
-def retry(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+def retry(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> SellerTransfer:
     """Resume the leg that failed, due now and with a fresh budget; committed on return.
 
     Two operators, or one who clicks twice, make one retry: the second finds another status.
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: the status does not allow it, the ``tr_…`` is missing, or everything is refunded.
 
     """
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
+        transfer.require_version(if_version)
         if transfer.status != TransferStatus.PERMANENTLY_FAILED:
             raise NotAllowedNow(
                 f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one can be retried"

@@ -126,7 +126,15 @@ def test_outside_of_the_api_pages_stay_pages(client: Client) -> None:
 def test_what_django_answers_itself_is_a_problem_too(rf: Any) -> None:
     assert problem(problems_response(problems.not_found(rf.get("/api/x"), Exception())), 404)
     assert problem(problems_response(problems.server_error(rf.get("/api/x"))), 500)
+    assert problem(problems_response(problems.bad_request(rf.get("/api/x"), Exception())), 400)
+    assert problem(problems_response(problems.permission_denied(rf.get("/api/x"), Exception())), 403)
+    for page in (problems.bad_request, problems.permission_denied):
+        assert page(rf.get("/x"), Exception())["Content-Type"].startswith("text/html")
     assert problems.server_error(rf.get("/x"))["Content-Type"].startswith("text/html")
+
+
+def test_another_host_is_refused_in_the_same_shape(staff: APIClient) -> None:
+    problem(staff.get("/api/orders/", headers={"Host": "elsewhere.example"}), 400)
 
 
 def problems_response(response: Any) -> Any:

@@ -8,7 +8,7 @@ from django.db import ProgrammingError, transaction
 from rest_framework.test import APIClient
 
 from marketplace.errors import ConflictingFacts
-from marketplace.models import Order, Refund, RefundItem, Seller, TransferReversal
+from marketplace.models import IdempotentRequest, Order, Refund, RefundItem, Seller, TransferReversal
 from marketplace.services import refund_plans, refunds
 from marketplace.states import ReversalStatus
 from tests.api.conftest import problem
@@ -166,7 +166,9 @@ def test_the_same_request_again_gives_the_refund_though_the_plan_is_old(operator
     plan = ask(operator, order, amount=1000).json()
     body = {"amount": 1000, "plan_version": plan["version"]}
 
-    assert [refund(operator, order, **body).status_code for _ in range(2)] == [201, 200]
+    assert refund(operator, order, **body).status_code == 201
+    IdempotentRequest.objects.all().delete()
+    assert refund(operator, order, **body).status_code == 200
 
 
 def test_money_that_comes_back_meanwhile_changes_no_plan(operator: APIClient, order: Order) -> None:
@@ -195,6 +197,7 @@ def test_refunded_items_are_borne_by_their_sellers_alone_as_planned(operator: AP
     assert owed() == [2000]
     shown = operator.get(response["Location"]).json()
     assert shown["items"] == [{"item": item.pk, "quantity": 1, "amount": 2000}]
+    IdempotentRequest.objects.all().delete()
     assert refund(operator, order, **body).status_code == 200
     problem(refund(operator, order, amount=2000), 409, "conflicting-facts")
     problem(refund(operator, order, key="key-2", items=body["items"]), 422, "too-much")

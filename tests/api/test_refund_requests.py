@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rest_framework.test import APIClient
 
-from marketplace.models import Order, Refund
+from marketplace.models import IdempotentRequest, Order, Refund
 from tests.api.conftest import problem
 from tests.factories import RefundFactory, order_with_items
 
@@ -48,7 +48,7 @@ def test_without_an_amount_all_that_is_left_is_refunded(
 
 
 @pytest.mark.parametrize("body", [{}, {"amount": 1250}])
-def test_the_same_key_again_gives_the_first_refund(
+def test_the_same_key_again_gives_the_first_answer(
     body: dict[str, Any], operator: APIClient, paid_at_stripe: Callable[..., Order], simulator: Any
 ) -> None:
     order = paid_at_stripe()
@@ -57,8 +57,13 @@ def test_the_same_key_again_gives_the_first_refund(
 
     again = ask(operator, order, body)
 
-    assert (first.status_code, again.status_code) == (201, 200)
-    assert again.json()["id"] == first.json()["id"]
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert (again.content, again["Location"]) == (first.content, first["Location"])
+    assert again["Idempotent-Replayed"] == "true"
+    # The refund knows its key for good, also when the answer is kept no more.
+    IdempotentRequest.objects.all().delete()
+    later = ask(operator, order, body)
+    assert (later.status_code, later.json()["id"]) == (200, first.json()["id"])
     assert len(simulator.requests) == before
 
 
@@ -93,7 +98,7 @@ def test_a_request_that_stripe_did_not_answer_waits_for_the_worker(
     assert response.status_code == 202
     assert (response.json()["status"], response.json()["last_error_code"]) == ("requested", "unknown")
     assert response.json()["next_retry_at"]
-    assert (again.status_code, again.json()["id"]) == (200, response.json()["id"])
+    assert (again.status_code, again.content) == (202, response.content)
 
 
 def test_a_refund_that_stripe_refuses_is_shown_as_failed(

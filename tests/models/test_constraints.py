@@ -14,6 +14,7 @@ from django.utils import timezone
 from marketplace.models import (
     BalanceWatch,
     CircuitBreaker,
+    IdempotentRequest,
     Order,
     Product,
     Refund,
@@ -70,6 +71,12 @@ def refund_id_twice() -> Violation:
 def request_key_twice() -> Violation:
     taken = RefundFactory()
     return lambda: RefundFactory(requested_by=taken.requested_by, request_key=taken.request_key)
+
+
+def idempotency_key_twice() -> Violation:
+    user = UserFactory()
+    IdempotentRequest.objects.create(user=user, key="k", fingerprint="one")
+    return lambda: IdempotentRequest.objects.create(user=user, key="k", fingerprint="two")
 
 
 def refund_item(**wrong: Any) -> Violation:
@@ -188,6 +195,10 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
     "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
     "balance_watch_lease_whole": lambda: lambda: BalanceWatch.objects.create(seller=SellerFactory(), **half_a_lease()),
+    "idempotent_request_once_per_key": idempotency_key_twice,
+    "idempotent_request_keeps_successes": lambda: (
+        lambda: IdempotentRequest.objects.create(user=UserFactory(), key="k", fingerprint="f", status_code=404)
+    ),
     "breaker_open_has_probe": lambda: (
         lambda: CircuitBreaker.objects.create(work="reversal", channel="c", opened_at=timezone.now())
     ),
