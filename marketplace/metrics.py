@@ -29,3 +29,4 @@ LATE_SETTLES = Counter(
 )
 POISON = Counter("veza_unexpected_errors_total", "Errors of our own while working on a row.", ["work"])
 WEBHOOK_EVENTS = Counter("veza_webhook_events_total", "Webhook events by what became of them.", ["outcome"])
+NOTICES = Counter("veza_notices_total", "Messages to people that were sent, or were not taken.", ["channel", "answer"])

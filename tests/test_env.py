@@ -147,7 +147,7 @@ def test_addresses(value: str, taken: str) -> None:
         ("ftp://x.com", "ftp://x.com"),
         ("http://example.com", "http://example.com"),
         ("http://127.0.0.1.example.com", "http://127.0.0.1.example.com"),
-        ("https://", "https:"),
+        ("https://", "https://"),
         ("https://x.com:port", "https://x.com:port"),
         ("https://x.com:99999", "https://x.com:99999"),
         ("https://[x", "https://[x"),
@@ -310,3 +310,56 @@ def test_programs_that_start_together_agree_on_one_key(tmp_path: Path) -> None:
         thread.join()
     assert len(keys) == 8
     assert len(set(keys)) == 1
+
+
+def test_where_somebody_elses_path_ends_in_a_slash_it_stays() -> None:
+    such_as = "https://ops.example.com/hook"
+    assert reading(A="https://x.example.com/hook/").endpoint("A", such_as=such_as) == "https://x.example.com/hook/"
+    assert reading().endpoint("A", such_as=such_as) == ""
+    assert refusal(reading(A="http://x.example.com").endpoint, "A", such_as=such_as) == (
+        f"A='http://x.example.com' is not valid: expected an https:// address (http:// for this machine only), such as"
+        f" {such_as}."
+    )
+
+
+def test_mail_servers() -> None:
+    found = reading(A="smtp+tls://user:pass%40word@mail.example.com:587").email_url("A")
+    assert found | {"OPTIONS": {}} == {
+        "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "EMAIL_HOST": "mail.example.com",
+        "EMAIL_PORT": 587,
+        "EMAIL_HOST_USER": "user",
+        "EMAIL_HOST_PASSWORD": "pass@word",
+        "EMAIL_USE_TLS": True,
+        "EMAIL_FILE_PATH": "",
+        "OPTIONS": {},
+    }
+    assert reading(A="smtp+ssl://mail.example.com:465").email_url("A")["EMAIL_USE_SSL"] is True
+    plain = reading(A="smtp://localhost").email_url("A")
+    assert (plain["EMAIL_PORT"], plain["EMAIL_HOST_USER"], plain["EMAIL_HOST_PASSWORD"]) == (25, "", "")
+    assert reading(A="consolemail://").email_url("A")["EMAIL_BACKEND"].endswith("console.EmailBackend")
+    assert reading().email_url("A") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("mail.example.com", "***"),
+        ("smtp://", "***"),
+        ("http://user:s3cret@host", "***"),
+        ("dummymail://", "***"),
+        ("smtp://user:s3cret@host:port", "***"),
+        ("smtp://host?fail_silently=1", "***"),
+    ],
+)
+def test_other_mail_servers_are_refused_without_their_password(value: str, shown: str) -> None:
+    expected = "smtp://, smtp+tls:// or smtp+ssl:// with user:password@host:port, or consolemail://"
+    assert refusal(reading(A=value).email_url, "A") == f"A='{shown}' is not valid: expected {expected}."
+
+
+def test_mail_addresses() -> None:
+    assert reading(A="a@example.com, b@example.com").emails("A") == ["a@example.com", "b@example.com"]
+    assert reading().emails("A") == []
+    assert refusal(reading(A="a@example.com,ops").emails, "A") == (
+        "A='ops' is not valid: expected e-mail addresses, separated by commas."
+    )

@@ -126,6 +126,17 @@ REFUSED = {
         {"LOG_FORMAT": "xml"},
         "LOG_FORMAT='xml' is not valid: expected one of auto, console, json.",
     ),
+    "mail to somebody without a server": (
+        {"NOTICE_EMAILS": "ops@example.com"},
+        "EMAIL_URL='' is not valid: expected the mail server by which NOTICE_EMAILS are reached.",
+    ),
+    "an unsigned webhook": (
+        {"NOTICE_WEBHOOK_URL": "https://ops.example.com/hook", "NOTICE_WEBHOOK_SECRET": "s3cret"},
+        (
+            "NOTICE_WEBHOOK_SECRET='***' is not valid: expected a random string of at least 32 characters, for"
+            " NOTICE_WEBHOOK_URL."
+        ),
+    ),
     "a file that is not there": ({"ENV_FILE": "/nowhere/.env"}, "ENV_FILE names /nowhere/.env, which does not exist."),
 }
 

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import environ
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.validators import validate_email
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 DURATION_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 DURATION_ACCEPTED = "a duration such as 90s, 1m, 1h or 2d"
 LONGEST_DURATION = timedelta(days=366)
+EMAIL_SCHEMES = frozenset({"smtp", "smtps", "smtp+tls", "smtp+ssl", "consolemail"})
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -157,12 +159,16 @@ class Environment:
         """A comma-separated list without empty members."""
         return [word.strip() for word in self.text(name, default, secret=secret).split(",") if word.strip()]
 
-    def http_url(self, name: str, default: str = "") -> str:
+    def http_url(self, name: str, default: str = "", *, such_as: str = "https://api.stripe.com") -> str:
         """An ``http(s)://`` address, or empty. A trailing slash is dropped. Plain http is for loopback only."""
-        value = self.text(name, default).rstrip("/")
+        return self.endpoint(name, default, such_as=such_as).rstrip("/")
+
+    def endpoint(self, name: str, default: str = "", *, such_as: str) -> str:
+        """The same, as it is written: for somebody else's path the slash may matter."""
+        value = self.text(name, default)
         if not value:
             return ""
-        accepted = "an https:// address (http:// for this machine only), such as https://api.stripe.com"
+        accepted = f"an https:// address (http:// for this machine only), such as {such_as}"
         try:
             parts = urlsplit(value)
             host = parts.hostname
@@ -173,6 +179,32 @@ class Environment:
         if not safe or not host or parts.username or parts.password:
             raise invalid(name, re.sub(r"//.*@", "//***@", value), accepted)
         return value
+
+    def email_url(self, name: str) -> dict[str, Any]:
+        """Django's settings of a mail server (``EMAIL_HOST`` and so on), or none where the variable is unset."""
+        value = self.text(name, secret=True)
+        if not value:
+            return {}
+        accepted = "smtp://, smtp+tls:// or smtp+ssl:// with user:password@host:port, or consolemail://"
+        try:
+            config: dict[str, Any] = dict(environ.Env.email_url_config(value))
+        except (ValueError, KeyError, AttributeError, ImproperlyConfigured):
+            raise invalid(name, "***", accepted) from None
+        has_host = config["EMAIL_HOST"] is not None or value.startswith("consolemail:")
+        if urlsplit(value).scheme not in EMAIL_SCHEMES or not has_host or "OPTIONS" in config:
+            raise invalid(name, "***", accepted)
+        # Without a user there is no login; Django wants text for that.
+        login = {part: config[part] or "" for part in ("EMAIL_HOST_USER", "EMAIL_HOST_PASSWORD")}
+        return {**config, **login, "EMAIL_PORT": config["EMAIL_PORT"] or 25}
+
+    def emails(self, name: str) -> list[str]:
+        values = self.words(name)
+        for value in values:
+            try:
+                validate_email(value)
+            except ValidationError:
+                raise invalid(name, value, "e-mail addresses, separated by commas") from None
+        return values
 
     def stripe_secret_key(self, name: str) -> str:
         value = self.text(name, secret=True)

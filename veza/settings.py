@@ -167,6 +167,25 @@ REFUND_COMMISSION = env.choice("REFUND_COMMISSION", "proportional", REFUND_COMMI
 NET_DEBTS = env.boolean("NET_DEBTS", "false")
 GIVE_BACK = env.choice("GIVE_BACK", "automatic", ("automatic", "ask"))
 
+# --- Notices: of rows that need a person ------------------------------------------------------------------------------
+
+# For links in messages.
+SITE_URL = env.http_url("SITE_URL", such_as="https://pay.example.com")
+globals().update(env.email_url("EMAIL_URL"))
+# For each step of talking to the mail server.
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = env.text("DEFAULT_FROM_EMAIL", "veza@localhost")
+NOTICE_EMAILS = env.emails("NOTICE_EMAILS")
+if NOTICE_EMAILS and not env.text("EMAIL_URL", secret=True):
+    raise invalid("EMAIL_URL", "", "the mail server by which NOTICE_EMAILS are reached")
+NOTICE_WEBHOOK_URL = env.endpoint("NOTICE_WEBHOOK_URL", such_as="https://ops.example.com/hooks/veza")
+NOTICE_WEBHOOK_SECRET = env.text("NOTICE_WEBHOOK_SECRET", secret=True)
+if NOTICE_WEBHOOK_URL and len(NOTICE_WEBHOOK_SECRET) < 32:
+    masked = mask(NOTICE_WEBHOOK_SECRET) if NOTICE_WEBHOOK_SECRET else ""
+    raise invalid("NOTICE_WEBHOOK_SECRET", masked, "a random string of at least 32 characters, for NOTICE_WEBHOOK_URL")
+NOTICE_DIGEST_ABOVE = env.integer("NOTICE_DIGEST_ABOVE", "3", minimum=0, maximum=100)
+NOTICE_DIGEST_INTERVAL = env.duration("NOTICE_DIGEST_INTERVAL", "15m")
+
 # --- Workers ----------------------------------------------------------------------------------------------------------
 
 REVERSAL_WORKER_ENABLED = env.boolean("REVERSAL_WORKER_ENABLED", "true")

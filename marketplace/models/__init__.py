@@ -4,6 +4,7 @@ from marketplace.models.api_requests import ApiPace, IdempotentRequest
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
 from marketplace.models.funds import BalanceWatch
+from marketplace.models.notices import NOTICES_CHANNEL, Notice, NoticeMessage
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
 from marketplace.models.sales import Order, OrderItem, Product, Seller
 from marketplace.models.transfers import (
@@ -18,6 +19,7 @@ from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
 __all__ = [
     "EVENTS_CHANNEL",
     "GIVE_BACK_UNDECIDED",
+    "NOTICES_CHANNEL",
     "REFUNDING_CHANNEL",
     "REVERSING_CHANNEL",
     "SENDING_CHANNEL",
@@ -27,6 +29,8 @@ __all__ = [
     "Debt",
     "DebtEntry",
     "IdempotentRequest",
+    "Notice",
+    "NoticeMessage",
     "Order",
     "OrderItem",
     "Product",

@@ -17,6 +17,7 @@ from marketplace.models.lifecycle import (
     tracked,
     wakes_workers,
 )
+from marketplace.models.notices import Notice, announces
 from marketplace.models.refunds import Refund
 from marketplace.models.sales import Order, Seller
 from marketplace.money import Money
@@ -269,6 +270,11 @@ class SellerTransfer(Lifecycle, Work):
             *agrees_with_debt_entries("netted_agrees", transfer_agrees("NEW.id"), "amount_netted"),
             wakes_workers("wakes_sending", SENDING_CHANNEL, ["pending", "failed"]),
             wakes_workers("wakes_reversing", REVERSING_CHANNEL, ["reversal_pending"]),
+            announces(
+                Notice.Kind.TRANSFER,
+                when="NEW.status IN ('permanently_failed')",
+                already="OLD.status IN ('permanently_failed')",
+            ),
         ]
         constraints = [
             # Nothing is left to send where all of it was netted.

@@ -15,6 +15,7 @@ from marketplace.models.lifecycle import (
     tracked_from,
     wakes_workers,
 )
+from marketplace.models.notices import Notice, announces
 from marketplace.states import EVENT_TRANSITIONS, EventStatus
 
 EVENTS_CHANNEL = "veza_events"
@@ -64,6 +65,12 @@ class WebhookEvent(Lifecycle, Work):
         triggers = [
             listed_steps_only(EVENT_TRANSITIONS),
             wakes_workers("wakes_inbox", EVENTS_CHANNEL, ["failed"]),
+            # Without a next time: given up.
+            announces(
+                Notice.Kind.EVENT,
+                when="NEW.status IN ('failed') AND NEW.next_retry_at IS NULL",
+                already="OLD.status IN ('failed') AND OLD.next_retry_at IS NULL",
+            ),
         ]
         constraints = [
             models.CheckConstraint(name="event_has_id", condition=Q(stripe_event_id__startswith="evt_")),

@@ -1,5 +1,5 @@
-"""The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed, and looks
-whether sellers have money again.
+"""The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed, looks
+whether sellers have money again, and tells people of what needs them.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,11 @@ from marketplace.models import (
     SellerTransfer,
     WebhookEvent,
 )
-from marketplace.services import clawback, leases, outcomes, refunds, reversals
+from marketplace.services import clawback, leases, notices, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed, NoLongerOwed, ReversalAnswer
 from marketplace.workers.balances import BalanceQueue
-from marketplace.workers.loop import Worker, persistently
+from marketplace.workers.loop import Queue, Worker, persistently
+from marketplace.workers.notices import NoticeQueue
 from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
@@ -195,8 +196,16 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
     """The reversal worker as configured by ``REVERSAL_*``."""
     concurrency = concurrency or settings.REVERSAL_CONCURRENCY
     slots = CallSlots(concurrency)
+    queues: list[Queue] = [
+        ReversalQueue(gateway, slots),
+        RefundQueue(gateway, slots),
+        EventQueue(gateway),
+        BalanceQueue(gateway),
+    ]
+    if notices.channels():
+        queues.append(NoticeQueue())
     return Worker(
-        [ReversalQueue(gateway, slots), RefundQueue(gateway, slots), EventQueue(gateway), BalanceQueue(gateway)],
+        queues,
         name="reversal worker",
         concurrency=concurrency,
         slots=slots,

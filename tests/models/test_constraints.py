@@ -15,6 +15,8 @@ from marketplace.models import (
     BalanceWatch,
     CircuitBreaker,
     IdempotentRequest,
+    Notice,
+    NoticeMessage,
     Order,
     Product,
     Refund,
@@ -194,6 +196,16 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "event_has_id": lambda: lambda: WebhookEventFactory(stripe_event_id="re_1"),
     "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
     "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
+    "notice_is_about_one_row": lambda: lambda: Notice.objects.create(kind="transfer"),
+    "message_tells_something": lambda: (
+        lambda: NoticeMessage.objects.create(channel="email", notices=[], next_retry_at=timezone.now())
+    ),
+    "message_is_due_or_ended": lambda: lambda: NoticeMessage.objects.create(channel="email", notices=[1]),
+    "message_lease_whole": lambda: (
+        lambda: NoticeMessage.objects.create(
+            channel="email", notices=[1], next_retry_at=timezone.now(), **half_a_lease()
+        )
+    ),
     "balance_watch_lease_whole": lambda: lambda: BalanceWatch.objects.create(seller=SellerFactory(), **half_a_lease()),
     "idempotent_request_once_per_key": idempotency_key_twice,
     "idempotent_request_keeps_successes": lambda: (

@@ -1,0 +1,218 @@
+"""Telling people once of each row that needs them.
+
+Triggers write a notice for each visit of such a state. Here notices become messages, one by each channel that is
+configured, and what Stripe is to other queues a receiver is to this one: claim (committed), send, settle (committed).
+A crash after sending sends the same message again, under the same ids.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models.functions import Now
+
+from marketplace.backoff import RetryPolicy
+from marketplace.errors import StaleTransition
+from marketplace.models import Notice, NoticeMessage
+from marketplace.services import leases, outcomes
+
+logger = structlog.get_logger(__name__)
+
+WORK = "notice"
+# So long a receiver is tried: once it answers again, what is still true is told.
+GIVEN_UP_AFTER = timedelta(days=3)
+RETRIES = RetryPolicy(max_retries=0, base=timedelta(minutes=1), maximum=timedelta(hours=1))
+# In one message. What is beyond goes into the next one.
+MOST_IN_A_MESSAGE = 10_000
+# Written out one by one; all are in the totals.
+LISTED = 50
+# Two workers must not both think that they are within the limit. Any constant number.
+_TURN = 0x6E6F7469636573
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Due(leases.Due):
+    """A notice that waits to become a message counts as well."""
+
+    def sql(self) -> str:
+        return f"""
+            LEAST({super().sql()}, (
+                SELECT EXTRACT(EPOCH FROM due_at - statement_timestamp())::float8
+                FROM marketplace_notice WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
+            ))
+        """  # noqa: S608 - as there
+
+
+DUE = _Due(model=NoticeMessage, condition="next_retry_at IS NOT NULL")
+
+
+def channels() -> list[NoticeMessage.Channel]:
+    """By which people are told, by the settings. None: notices wait until there is one."""
+    return [
+        channel
+        for channel, is_set in (
+            (NoticeMessage.Channel.EMAIL, settings.NOTICE_EMAILS),
+            (NoticeMessage.Channel.WEBHOOK, settings.NOTICE_WEBHOOK_URL),
+        )
+        if is_set
+    ]
+
+
+# --- From notices to messages -----------------------------------------------------------------------------------------
+
+
+def compose() -> None:
+    """Make messages of the notices that are due; committed on return.
+
+    Up to ``NOTICE_DIGEST_ABOVE`` in any ``NOTICE_DIGEST_INTERVAL`` are told at once, each by itself. When there are
+    more, all that wait go together, and what comes after that waits for the interval's end.
+    """
+    with transaction.atomic(durable=True):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_TURN])
+        waiting = list(
+            Notice.objects.filter(due_at__lte=Now()).order_by("id").values_list("pk", flat=True)[:MOST_IN_A_MESSAGE]
+        )
+        standing = list(standing_of(waiting).order_by("pk").values_list("pk", flat=True))
+        together = _together(standing)
+        if together is None:
+            return
+        for channel in channels():
+            NoticeMessage.objects.bulk_create(
+                NoticeMessage(channel=channel, notices=notices, next_retry_at=Now()) for notices in together
+            )
+        Notice.objects.filter(pk__in=waiting).update(due_at=None)
+
+
+def _together(standing: Sequence[int]) -> list[list[int]] | None:
+    """Which notices go in one message. None: not now, and they are due when they may."""
+    if not standing:
+        return []
+    one_by_one, interval = settings.NOTICE_DIGEST_ABOVE, settings.NOTICE_DIGEST_INTERVAL
+    lately = list(
+        NoticeMessage.objects.filter(channel=channels()[0], created_at__gt=Now() - interval)
+        .order_by("-created_at")
+        .values_list("created_at", flat=True)[: one_by_one + 1]
+    )
+    if len(lately) + len(standing) <= one_by_one:
+        return [[notice] for notice in standing]
+    if not lately:
+        return [list(standing)]
+    Notice.objects.filter(due_at__lte=Now()).update(due_at=lately[0] + interval)
+    return None
+
+
+def standing_of(notices: Sequence[int]) -> QuerySet[Notice, Notice]:
+    """Those whose row still needs a person. One that was mended and failed anew has a later notice instead."""
+    is_standing = Q(transfer__status="permanently_failed") | Q(event__status="failed", event__next_retry_at=None)
+    later = Notice.objects.filter(Q(transfer=OuterRef("transfer")) | Q(event=OuterRef("event")), pk__gt=OuterRef("pk"))
+    return Notice.objects.filter(is_standing, ~Exists(later), pk__in=notices)
+
+
+# --- Sending ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Of one error code and currency; amount in minor units. Events have no currency and no amount."""
+
+    code: str
+    currency: str
+    count: int
+    amount: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a message says: of the rows as they are now."""
+
+    message_id: UUID
+    created_at: datetime
+    count: int
+    listed: Sequence[Notice]
+    totals: Sequence[Total]
+
+
+def claim(*, batch_size: int, lease: timedelta) -> list[NoticeMessage]:
+    """Make messages of what waits, and lease those that are due; committed on return."""
+    leases.require_no_transaction()
+    compose()
+    return leases.claim(NoticeMessage, due=DUE.condition, batch_size=batch_size, lease=lease)
+
+
+def told(claimed: NoticeMessage) -> Told | None:
+    """What there is to say still; None where all was mended meanwhile."""
+    notices = standing_of(claimed.notices).select_related("transfer__order", "transfer__seller", "event")
+    listed = list(notices.order_by("pk")[:LISTED])
+    if not listed:
+        return None
+    totals: dict[tuple[str, str], Total] = {}
+    rows = notices.values_list(
+        "transfer__last_error_code",
+        "transfer__currency",
+        F("transfer__amount") - F("transfer__amount_reversed"),
+        "event__last_error_code",
+    )
+    for code, currency, amount, event_code in rows.order_by("pk"):
+        key = (code or event_code or "", currency or "")
+        before = totals.get(key) or Total(code=key[0], currency=key[1], count=0, amount=0)
+        totals[key] = Total(code=key[0], currency=key[1], count=before.count + 1, amount=before.amount + (amount or 0))
+    return Told(
+        message_id=claimed.message_id,
+        created_at=claimed.created_at,
+        count=sum(total.count for total in totals.values()),
+        listed=listed,
+        totals=sorted(totals.values(), key=lambda total: (-total.count, total.code, total.currency)),
+    )
+
+
+def settle_sent(claimed: NoticeMessage) -> None:
+    """The receiver took it; committed on return. Raises ``StaleTransition`` where the lease was lost."""
+    _settle(claimed, outcome=NoticeMessage.Outcome.SENT)
+
+
+def settle_mended(claimed: NoticeMessage) -> None:
+    """Nothing is left to tell; committed on return. Raises as ``settle_sent``."""
+    _settle(claimed, outcome=NoticeMessage.Outcome.MENDED)
+
+
+def settle_not_sent(claimed: NoticeMessage, code: str, message: str) -> None:
+    """Try again later, or not any more; committed on return. Raises as ``settle_sent``."""
+    error = outcomes.error(code, message)
+    if claimed.claimed_at - claimed.created_at > GIVEN_UP_AFTER:
+        _settle(claimed, outcome=NoticeMessage.Outcome.GIVEN_UP, error=error)
+        logger.error("notice_given_up", message=str(claimed.message_id), channel=claimed.channel, error=message)
+        return
+    delay = RETRIES.delay(claimed.retry_count, jitter=random.random())  # noqa: S311 - no secret
+    _settle(claimed, next_retry_at=outcomes.in_(delay), error=error)
+
+
+def _settle(
+    claimed: NoticeMessage,
+    *,
+    outcome: str = "",
+    next_retry_at: Any = None,
+    error: Mapping[str, Any] = outcomes.CLEARED_ERROR,
+) -> None:
+    leases.require_no_transaction()
+    ours = NoticeMessage.objects.filter(pk=claimed.pk, lease_token=claimed.lease_token)
+    changed = ours.update(
+        outcome=outcome,
+        ended_at=Now() if outcome else None,
+        next_retry_at=next_retry_at,
+        retry_count=claimed.retry_count + (0 if outcome else 1),
+        last_error_code=error["last_error_code"],
+        last_error_message=error["last_error_message"],
+        last_error_at=error["last_error_at"],
+        lease_token=None,
+        lease_expires_at=None,
+    )
+    if changed != 1:
+        raise StaleTransition(f"the lease on {claimed} is no longer ours")

@@ -1,0 +1,169 @@
+"""The queue of messages to people: of each row that needs one, by e-mail and by a webhook."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, assert_never
+
+import structlog
+from django.conf import settings
+from django.template.loader import render_to_string
+from django.urls import reverse
+
+from marketplace.metrics import NOTICES
+from marketplace.models import NOTICES_CHANNEL, Notice, NoticeMessage
+from marketplace.money import Money
+from marketplace.outgoing import mail, webhook
+from marketplace.outgoing.contract import Answer, NotSent, Sent
+from marketplace.services import leases, notices
+from marketplace.services.notices import Told
+from marketplace.workers.loop import elapsed_ms, persistently
+
+logger = structlog.get_logger(__name__)
+
+
+class NoticeQueue:
+    """Messages that are due. A receiver that fails holds back its own messages, and nothing else."""
+
+    name = notices.WORK
+    channel = NOTICES_CHANNEL
+    due: leases.Due = notices.DUE
+
+    def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[NoticeMessage]:
+        return notices.claim(batch_size=batch_size, lease=lease)
+
+    def is_held_back(self, claimed: NoticeMessage) -> bool:  # noqa: ARG002 - nothing of it concerns Stripe
+        return False
+
+    def describe(self, claimed: NoticeMessage) -> dict[str, Any]:
+        return {
+            "message": str(claimed.message_id),
+            "channel": claimed.channel,
+            "attempt": claimed.retry_count + 1,
+        }
+
+    def perform(self, claimed: NoticeMessage) -> None:
+        told = notices.told(claimed)
+        if told is None:
+            persistently(lambda: notices.settle_mended(claimed))
+            logger.info("notice_mended", **self.describe(claimed))
+            return
+        started = time.monotonic()
+        answer = _send(claimed, told)
+        NOTICES.labels(channel=claimed.channel, answer=type(answer).__name__).inc()
+        described = {**self.describe(claimed), "rows": told.count, "milliseconds": elapsed_ms(started)}
+        match answer:
+            case Sent():
+                logger.info("notice_sent", **described)
+                persistently(lambda: notices.settle_sent(claimed))
+            case NotSent(code=code, message=message):
+                logger.warning("notice_not_sent", **described, code=code, error=message)
+                persistently(lambda: notices.settle_not_sent(claimed, code, message))
+            case _:
+                assert_never(answer)
+
+    def settle_unexpected(self, claimed: NoticeMessage, exception: Exception) -> None:
+        notices.settle_not_sent(claimed, "unexpected_error", f"{type(exception).__name__}: {exception}")
+
+    def release(self, claimed: NoticeMessage) -> None:
+        leases.release(NoticeMessage, claimed.pk, claimed.lease_token)
+
+
+def _send(claimed: NoticeMessage, told: Told) -> Answer:
+    if claimed.channel not in notices.channels():
+        return NotSent(code="not_configured", message=f"{claimed.channel} was switched off after it was written")
+    match NoticeMessage.Channel(claimed.channel):
+        case NoticeMessage.Channel.EMAIL:
+            context = mail_context(told)
+            return mail.send(
+                settings.NOTICE_EMAILS,
+                message_id=told.message_id,
+                subject=render_to_string("notices/person_subject.txt", context).strip(),
+                text=render_to_string("notices/person.txt", context),
+                html=render_to_string("notices/person.html", context),
+            )
+        case NoticeMessage.Channel.WEBHOOK:
+            body = json.dumps(payload(told)).encode()
+            return webhook.post(
+                settings.NOTICE_WEBHOOK_URL, body, secret=settings.NOTICE_WEBHOOK_SECRET, message_id=told.message_id
+            )
+        case other:
+            assert_never(other)
+
+
+# --- What is said -----------------------------------------------------------------------------------------------------
+
+
+def payload(told: Told) -> Mapping[str, Any]:
+    """For programs: ids and amounts, no names. docs/operations.md describes it."""
+    return {
+        "id": str(told.message_id),
+        "type": "needs_a_person",
+        "created": int(told.created_at.timestamp()),
+        "count": told.count,
+        "totals": [
+            {"code": total.code, "currency": total.currency, "count": total.count, "amount": total.amount}
+            for total in told.totals
+        ],
+        "notices": [_described(notice) for notice in told.listed],
+    }
+
+
+def _described(notice: Notice) -> dict[str, Any]:
+    common = {"id": str(notice.notice_id), "kind": notice.kind, "created": int(notice.created_at.timestamp())}
+    if notice.transfer is not None:
+        transfer = notice.transfer
+        return common | {
+            "code": transfer.last_error_code,
+            "message": transfer.last_error_message,
+            "request_id": transfer.last_error_request_id,
+            "url": _address("sellertransfer", transfer.pk),
+            "transfer": transfer.pk,
+            "stripe_transfer_id": transfer.stripe_transfer_id,
+            "failed_leg": transfer.failed_leg,
+            "order": transfer.order_id,
+            "seller": transfer.seller_id,
+            "amount": transfer.amount_unreversed,
+            "currency": transfer.currency,
+        }
+    assert notice.event is not None, "a constraint says so"
+    return common | {
+        "code": notice.event.last_error_code,
+        "message": notice.event.last_error_message,
+        "request_id": notice.event.last_error_request_id,
+        "url": _address("webhookevent", notice.event.pk),
+        "event": notice.event.stripe_event_id,
+        "type": notice.event.type,
+    }
+
+
+def mail_context(told: Told) -> Mapping[str, Any]:
+    """For the templates in templates/notices/."""
+    return {
+        "count": told.count,
+        "left_off": told.count - len(told.listed),
+        "totals": [
+            {"code": total.code, "count": total.count, "money": _money(total.amount, total.currency)}
+            for total in told.totals
+        ],
+        "rows": [
+            {
+                **_described(notice),
+                "money": _money(notice.transfer.amount_unreversed, notice.transfer.currency) if notice.transfer else "",
+                "seller_name": notice.transfer.seller.name if notice.transfer else "",
+                "since": notice.created_at,
+            }
+            for notice in told.listed
+        ],
+        "site": settings.SITE_URL,
+    }
+
+
+def _money(amount: int, currency: str) -> str:
+    return str(Money(amount, currency)) if currency else ""
+
+
+def _address(model: str, pk: int) -> str:
+    """Of the row's page in the admin; without ``SITE_URL`` only its path is known."""
+    return settings.SITE_URL + reverse(f"admin:marketplace_{model}_change", args=[pk])
