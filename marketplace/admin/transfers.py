@@ -102,7 +102,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
                 )
             },
         ),
-        (_("At Stripe"), {"fields": (("stripe_transfer_id", "stripe_reversal_id"),)}),
+        (_("At Stripe"), {"fields": (("stripe_transfer_id", "stripe_reversal_id"), "description")}),
         (
             _("The worker"),
             {
@@ -355,7 +355,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
         ),
         (
             _("At Stripe"),
-            {"fields": (("stripe_reversal_id", "stripe_status"), "waiting_for_funds_since")},
+            {"fields": (("stripe_reversal_id", "stripe_status"), "description", "waiting_for_funds_since")},
         ),
         (
             _("Our own"),

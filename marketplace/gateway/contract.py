@@ -306,6 +306,7 @@ class TransferGateway(Protocol):
         transfer_group: str,
         operation_id: UUID,
         idempotency_key: str,
+        description: str = "",
     ) -> CreateTransferAnswer: ...
 
     def retrieve_transfer(self, stripe_transfer_id: str) -> RetrieveTransferAnswer: ...
@@ -322,6 +323,7 @@ class TransferGateway(Protocol):
         reason: str,
         operation_id: UUID,
         idempotency_key: str,
+        description: str = "",
     ) -> ReverseTransferAnswer:
         """Take ``amount`` back; None means all that remains, which costs one request more to learn.
 

@@ -102,6 +102,7 @@ class StripeGateway:
         transfer_group: str,
         operation_id: UUID,
         idempotency_key: str,
+        description: str = "",
     ) -> CreateTransferAnswer:
         params: Any = {
             "amount": _positive(amount),
@@ -112,6 +113,8 @@ class StripeGateway:
         }
         if source_transaction:
             params["source_transaction"] = source_transaction
+        if description:
+            params["description"] = description
         options = _under_key(idempotency_key)
         return _call(
             "create_transfer",
@@ -143,6 +146,7 @@ class StripeGateway:
         reason: str,
         operation_id: UUID,
         idempotency_key: str,
+        description: str = "",
     ) -> ReverseTransferAnswer:
         transfer, options = _identifier(stripe_transfer_id), _under_key(idempotency_key)
         if amount is None:
@@ -155,6 +159,8 @@ class StripeGateway:
                 return self._look_into_refusal(transfer, wanted=1, refusal=_nothing_left(answer))
         wanted = _positive(amount)
         params: Any = {"amount": wanted, "metadata": {OPERATION_ID: str(operation_id), "reason": reason}}
+        if description:
+            params["description"] = description
         made = _call(
             "reverse_transfer",
             lambda: self._client.transfers.reversals.create(transfer, params, options),

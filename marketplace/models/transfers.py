@@ -60,6 +60,28 @@ def given_back_once(name: str) -> pgtrigger.Trigger:
     )
 
 
+def never_changes(field: str, name: str) -> pgtrigger.Trigger:
+    """What may have been sent under a key that is used again is sent as it was, or not at all."""
+    return pgtrigger.Protect(
+        name=name,
+        operation=pgtrigger.Update,
+        condition=pgtrigger.Condition(f"OLD.{field} IS DISTINCT FROM NEW.{field}"),
+    )
+
+
+def statement_line() -> "models.CharField[str, str]":
+    """Empty in rows of older versions, which are sent as those versions sent them."""
+    return models.CharField(
+        _("statement line"),
+        max_length=200,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text=_("What the seller reads beside it; sent to Stripe as its description."),
+    )
+
+
 def agrees_with_debt_entries(name: str, checked: str, *columns: str) -> list[pgtrigger.Trigger]:
     """When a transaction ends, what the row says of settled debts is what their entries say; ``checked`` looks."""
     changed = " OR ".join(f"OLD.{column} <> NEW.{column}" for column in columns)
@@ -240,6 +262,7 @@ class SellerTransfer(Lifecycle, Work):
         related_name="undone_by",
         help_text=_("The reversal that is given back. Empty where the money had been kept back before it was sent."),
     )
+    description = statement_line()
     declined = models.BooleanField(
         _("declined"),
         default=False,
@@ -266,6 +289,7 @@ class SellerTransfer(Lifecycle, Work):
                     "OLD.amount <> NEW.amount AND (OLD.stripe_transfer_id <> '' OR OLD.in_doubt)"
                 ),
             ),
+            never_changes("description", "description_stays"),
             given_back_once("given_back_once"),
             *agrees_with_debt_entries("netted_agrees", transfer_agrees("NEW.id"), "amount_netted"),
             wakes_workers("wakes_sending", SENDING_CHANNEL, ["pending", "failed"]),
@@ -454,6 +478,7 @@ class TransferReversal(Lifecycle):
     amount_written_off = models.BigIntegerField(
         _("amount written off"), default=0, db_default=0, help_text=_("Of the amount, what nobody asks for any more.")
     )
+    description = statement_line()
     stripe_reversal_id = models.CharField(
         _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
     )
@@ -472,6 +497,7 @@ class TransferReversal(Lifecycle):
         triggers = [
             listed_steps_only(REVERSAL_TRANSITIONS),
             never_changes_once_set("stripe_reversal_id", "reversal_id_stays"),
+            never_changes("description", "description_stays"),
             never_owes_more_than_it_was("never_owes_more_than_it_was"),
             pgtrigger.Protect(
                 name="sent_amount_stays",

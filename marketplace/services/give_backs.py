@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP
 from marketplace.models import GIVE_BACK_UNDECIDED, Refund, SellerTransfer, TransferReversal, together
-from marketplace.services import outcomes, reversals
+from marketplace.services import outcomes, reversals, statement_lines
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -134,6 +134,7 @@ def _pay(transfer: SellerTransfer, undone: TransferReversal | None, amount: int,
         undoes=undone,
         **(_undecided(reason) if is_asked else {"next_retry_at": Now()}),
     )
+    again.description = statement_lines.of_transfer(again)
     again.add(actor=actor, reason=reason)
     # Now it gets its number.
     together.ask()

@@ -15,7 +15,7 @@ from marketplace import money
 from marketplace.errors import ConflictingFacts, NotAllowedNow, UnknownOrder
 from marketplace.gateway.contract import CreatePaymentAnswer, PaymentCreated, PaymentFacts, TransferGateway
 from marketplace.models import Order, OrderItem, Product, SellerTransfer
-from marketplace.services import debts
+from marketplace.services import debts, statement_lines
 from marketplace.states import OrderStatus
 
 logger = structlog.get_logger(__name__)
@@ -147,19 +147,23 @@ def record(facts: PaymentFacts, *, actor: str) -> Order:
         paid_at=facts.paid_at,
     )
     with SellerTransfer.recording(actor=actor, reason=reason):
-        made = [
-            SellerTransfer.objects.create(
-                order=order,
-                seller_id=share.seller_id,
-                amount=share.amount,
-                currency=order.currency,
-                next_retry_at=Now(),
-            )
-            for share in shares(order)
-        ]
+        made = [_transfer(order, share) for share in shares(order)]
     debts.net(made, actor=actor)
     logger.info("order_paid", order=order.pk, payment_intent=facts.stripe_payment_intent_id)
     return order
+
+
+def _transfer(order: Order, share: Share) -> SellerTransfer:
+    transfer = SellerTransfer(
+        order=order,
+        seller_id=share.seller_id,
+        amount=share.amount,
+        currency=order.currency,
+        next_retry_at=Now(),
+    )
+    transfer.description = statement_lines.of_transfer(transfer)
+    transfer.save(force_insert=True)
+    return transfer
 
 
 def _locked_order(facts: PaymentFacts) -> Order:

@@ -34,7 +34,7 @@ from marketplace.gateway.contract import (
     Unknown,
 )
 from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal, confirmation, together
-from marketplace.services import funds, leases, outcomes
+from marketplace.services import funds, leases, outcomes, statement_lines
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -128,7 +128,13 @@ def create(
     **fields: Any,
 ) -> TransferReversal:
     reversal = TransferReversal(
-        transfer=transfer, amount=amount, currency=transfer.currency, cause=cause, refund=refund, **fields
+        transfer=transfer,
+        amount=amount,
+        currency=transfer.currency,
+        cause=cause,
+        refund=refund,
+        description=statement_lines.of_reversal(transfer, cause),
+        **fields,
     )
     reversal.add(actor=actor, reason=reason)
     return reversal

@@ -84,6 +84,7 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
             claimed.transfer.stripe_transfer_id,
             amount=claimed.reversal.amount,
             reason=claimed.reason,
+            description=claimed.reversal.description,
             operation_id=claimed.reversal.operation_id,
             idempotency_key=claimed.reversal.idempotency_key,
         )

@@ -45,6 +45,7 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
             # What is paid again comes from the platform's balance: of its charge all may be taken, or refunded.
             source_transaction="" if claimed.gives_back_of_id else order.stripe_charge_id,
             transfer_group=order.transfer_group,
+            description=claimed.description,
             operation_id=claimed.operation_id,
             idempotency_key=claimed.idempotency_key,
         )

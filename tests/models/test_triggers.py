@@ -48,6 +48,8 @@ STAYS: dict[str, Any] = {
         "amount",
         4999,
     ),
+    "statement line of a transfer": (SellerTransferFactory, "description", "Order 7: other"),
+    "statement line of a reversal": (TransferReversalFactory, "description", "Order 7: other"),
 }
 MAY_CHANGE: dict[str, Any] = {
     "id of a transfer that had none": (

@@ -1,0 +1,21 @@
+"""What a seller reads beside the money: made of facts that never change, and kept in the row before it is sent, for
+Stripe compares the parameters under a key.
+"""
+
+from marketplace.models import SellerTransfer, TransferReversal
+
+_REASONS = {
+    TransferReversal.Cause.REFUND: "refund to the buyer",
+    TransferReversal.Cause.DISPUTE: "payment disputed by the buyer",
+    TransferReversal.Cause.OPERATOR: "taken back by the marketplace",
+    TransferReversal.Cause.SEEN_AT_STRIPE: "reversed at Stripe",
+}
+
+
+def of_transfer(transfer: SellerTransfer) -> str:
+    again = "paid again, a refund did not go through" if transfer.gives_back_of_id else "your share of the sale"
+    return f"Order {transfer.order_id}: {again}"
+
+
+def of_reversal(transfer: SellerTransfer, cause: TransferReversal.Cause) -> str:
+    return f"Order {transfer.order_id}: {_REASONS[cause]}"
