@@ -71,8 +71,9 @@ class Tally:
     # Of sellers: asked, and of them those that Stripe does not let us read, most likely disconnected.
     accounts: int = 0
     accounts_closed: int = 0
-    # Stripe's time of the newest event so far.
+    # Stripe's time of the newest event so far; and of the inbox's, its number.
     reached: datetime | None = None
+    last: int = 0
 
     @property
     def not_applied(self) -> int:
@@ -300,12 +301,15 @@ class Stored:
     status: EventStatus
     types: Sequence[str] = ()
     stripe_event_ids: Sequence[str] = ()
+    # Those with larger numbers, and of them so many at most.
+    after: int = 0
+    at_most: int | None = None
 
 
 def from_inbox(
     stored: Stored, *, actor: str, reason: str, is_dry_run: bool = False, tell: Tell = lambda _tally: None
 ) -> Tally:
-    """Apply again what failed or was ignored, oldest first, each once.
+    """Apply again what failed or was ignored, oldest first, each once. ``Tally.last`` is where to go on after.
 
     Raises:
         NotAllowedNow: a named event is not in the inbox, or not as ``stored`` says; nothing was done.
@@ -321,11 +325,14 @@ def from_inbox(
         if missing:
             asked = " ".join([stored.status, *(["of type", *stored.types] if stored.types else [])])
             raise NotAllowedNow(f"not in the inbox as {asked}: {', '.join(missing)}")
-    tally = Tally(name="inbox")
-    last = 0
-    while page := list(rows.filter(pk__gt=last).order_by("pk").values_list("pk", "stripe_created_at")[:LARGEST_PAGE]):
+    tally = Tally(name="inbox", last=stored.after)
+    while page := list(
+        rows.filter(pk__gt=tally.last)
+        .order_by("pk")
+        .values_list("pk", "stripe_created_at")[: _page_size(stored, tally)]
+    ):
         for pk, created_at in page:
-            last, tally.reached = pk, created_at
+            tally.last, tally.reached = pk, created_at
             tally.found += 1
             if is_dry_run:
                 tally.new += 1
@@ -336,6 +343,10 @@ def from_inbox(
                 tally.skipped += 1
         tell(tally)
     return tally
+
+
+def _page_size(stored: Stored, tally: Tally) -> int:
+    return LARGEST_PAGE if stored.at_most is None else min(LARGEST_PAGE, stored.at_most - tally.found)
 
 
 # --- Counting ---------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.replay_webhookevent",
         also=("marketplace.view_webhookevent",),
         roles=ON_CALL,
-        api=("POST /api/webhook-events/{id}/replay/",),
+        api=("POST /api/webhook-events/{id}/replay/", "POST /api/webhook-events/replay/"),
         pages=("marketplace_webhookevent_replay_one",),
     ),
     Act(

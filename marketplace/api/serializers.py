@@ -6,6 +6,7 @@ from django.db.models import Model
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from marketplace import inbox
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
 from marketplace.models import (
     Debt,
@@ -22,6 +23,7 @@ from marketplace.models import (
 )
 from marketplace.money import LARGEST_AMOUNT
 from marketplace.services import refund_plans
+from marketplace.states import EventStatus
 
 WORK = [
     "retry_count",
@@ -492,3 +494,28 @@ class DebtSettlementSerializer(StrictSerializer):
 
 class ReasonSerializer(StrictSerializer):
     reason = TextField(max_length=500, help_text="Why; it stays in the row's history.")
+
+
+class ReplayByTypeSerializer(ReasonSerializer):
+    type = serializers.ChoiceField(sorted(inbox.HANDLERS), help_text="Events of this type.")
+    status = serializers.ChoiceField(
+        [EventStatus.FAILED.value, EventStatus.IGNORED.value],
+        default=EventStatus.FAILED.value,
+        help_text="Those that failed, or those that were ignored.",
+    )
+    after = serializers.IntegerField(
+        min_value=0,
+        max_value=LARGEST_AMOUNT,
+        default=0,
+        help_text="Those with a larger id: `last` of the answer before.",
+    )
+    limit = serializers.IntegerField(min_value=1, max_value=200, default=50, help_text="So many at most, oldest first.")
+
+
+class ReplayedSerializer(serializers.Serializer[Any]):
+    found = serializers.IntegerField(help_text="Those that were taken up; each is one of the four that follow.")
+    processed = serializers.IntegerField(help_text="Applied now.")
+    ignored = serializers.IntegerField(help_text="Of no use to us, now as well.")
+    failed = serializers.IntegerField(help_text="Failed again, with a fresh budget of tries.")
+    skipped = serializers.IntegerField(help_text="In a worker's hands, or replayed by somebody else meanwhile.")
+    last = serializers.IntegerField(help_text="The largest id that was taken up: send it as `after` to go on.")

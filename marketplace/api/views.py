@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from marketplace import inbox, selectors, throttle
+from marketplace import inbox, replay, selectors, throttle
 from marketplace.api import access, filters, serializers
 from marketplace.api.bounded import Bounded
 from marketplace.api.idempotency import Idempotent, required_key
@@ -39,7 +39,7 @@ from marketplace.models import (
 )
 from marketplace.models.debts import OPEN
 from marketplace.services import debts, give_backs, refund_plans, refunds, transfers
-from marketplace.states import RefundStatus
+from marketplace.states import EventStatus, RefundStatus
 
 M = TypeVar("M", bound=Model)
 
@@ -476,6 +476,44 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
             reason=body.validated_data["reason"],
         )
         return self.answer(self.get_queryset().get(pk=pk))
+
+    @extend_schema(
+        operation_id="webhook_events_replay_by_type",
+        summary="Apply events of one type again",
+        description="All that failed, or were ignored, the oldest first; each by itself. With fewer than `limit` found,"
+        " there are no more. Needs the permission `marketplace.replay_webhookevent`.",
+        request=serializers.ReplayByTypeSerializer,
+        examples=[
+            OpenApiExample(
+                "Refunds that failed", value={"type": "refund.updated", "reason": "mended"}, request_only=True
+            ),
+            OpenApiExample(
+                "What became of them",
+                value={"found": 3, "processed": 2, "ignored": 0, "failed": 1, "skipped": 0, "last": 4711},
+                response_only=True,
+            ),
+        ],
+        responses=serializers.ReplayedSerializer,
+        filters=False,
+    )
+    @action(detail=False, methods=["post"], url_path="replay", url_name="replay-by-type", pagination_class=None)
+    def replay_by_type(self, request: Request) -> Response:
+        self.get_queryset()
+        access.demand(request.user, "marketplace.replay_webhookevent")
+        body = serializers.ReplayByTypeSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        asked = body.validated_data
+        tally = replay.from_inbox(
+            replay.Stored(
+                status=EventStatus(asked["status"]),
+                types=[asked["type"]],
+                after=asked["after"],
+                at_most=asked["limit"],
+            ),
+            actor=f"user:{request.user.get_username()}",
+            reason=asked["reason"],
+        )
+        return Response(serializers.ReplayedSerializer(tally).data)
 
 
 class StatsView(Bounded):

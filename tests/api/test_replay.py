@@ -88,3 +88,78 @@ def test_without_the_permissions_nothing_is_replayed(permissions: list[str] | No
 
 def test_an_event_that_is_not_there_is_not_found(replayer: APIClient) -> None:
     problem(replayer.post(REPLAY.format(10**6), BODY), 404)
+
+
+# --- By type ----------------------------------------------------------------------------------------------------------
+
+BY_TYPE = "/api/webhook-events/replay/"
+OF_ACCOUNTS = {"type": "account.updated", **BODY}
+
+
+def replayed(client: APIClient, **body: Any) -> dict[str, Any]:
+    response = client.post(BY_TYPE, {**OF_ACCOUNTS, **body})
+    assert response.status_code == 200, response.content
+    return dict(response.json())
+
+
+def test_all_of_a_type_that_failed_are_applied_again_the_oldest_first(replayer: APIClient) -> None:
+    events = [failed_event() for _ in range(3)]
+    other = WebhookEventFactory(given_up=True, type="refund.created", data_object={"id": "re_1"})
+    assert replayed(replayer, limit=2) == {
+        "found": 2,
+        "processed": 2,
+        "ignored": 0,
+        "failed": 0,
+        "skipped": 0,
+        "last": events[1].pk,
+    }
+    assert replayed(replayer, after=events[1].pk, limit=2)["last"] == events[2].pk
+    assert set(WebhookEvent.objects.filter(status="processed")) == set(events)
+    other.refresh_from_db()
+    assert (other.status, other.replay_count) == ("failed", 0)
+
+
+def test_those_that_fail_again_are_counted_and_passed_over_by_who_goes_on(replayer: APIClient) -> None:
+    event = WebhookEventFactory(given_up=True, type="refund.created", data_object={"id": "re_1"})
+    tally = replayed(replayer, type="refund.created")
+    assert (tally["found"], tally["failed"], tally["last"]) == (1, 1, event.pk)
+    assert replayed(replayer, type="refund.created", after=event.pk) == {**dict.fromkeys(tally, 0), "last": event.pk}
+
+
+def test_ignored_ones_are_replayed_where_they_are_asked_for(replayer: APIClient) -> None:
+    event = failed_event(given_up=False, ignored=True)
+    assert replayed(replayer)["found"] == 0
+    assert replayed(replayer, status="ignored")["processed"] == 1
+    event.refresh_from_db()
+    assert event.status == "processed"
+
+
+def test_a_page_of_exactly_as_many_as_asked_for_asks_for_no_more(replayer: APIClient) -> None:
+    failed_event()
+    assert replayed(replayer, limit=1)["found"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"type": "refund.succeeded"}, "type"),
+        ({"status": "processed"}, "status"),
+        ({"limit": 0}, "limit"),
+        ({"limit": 201}, "limit"),
+        ({"after": -1}, "after"),
+        ({"reason": ""}, "reason"),
+        ({"kind": "x"}, "kind"),
+    ],
+)
+def test_what_is_not_a_replay_by_type_is_refused(replayer: APIClient, body: dict[str, Any], field: str) -> None:
+    event = failed_event()
+    refused = problem(replayer.post(BY_TYPE, {**OF_ACCOUNTS, **body}), 400, "invalid-request")
+    assert list(refused["errors"]) == [field]
+    event.refresh_from_db()
+    assert event.replay_count == 0
+
+
+def test_replaying_by_type_needs_the_permission(db: None) -> None:
+    client = client_of(UserFactory(staff=True, permissions=VIEWS))
+    refused = problem(client.post(BY_TYPE, OF_ACCOUNTS), 403)
+    assert "marketplace.replay_webhookevent" in refused["detail"]
