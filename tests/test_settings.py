@@ -130,6 +130,10 @@ REFUSED = {
         {"NOTICE_EMAILS": "ops@example.com"},
         "EMAIL_URL='' is not valid: expected the mail server by which NOTICE_EMAILS are reached.",
     ),
+    "mail to sellers without a server": (
+        {"SELLER_NOTICES": "true"},
+        "EMAIL_URL='' is not valid: expected the mail server by which SELLER_NOTICES are sent.",
+    ),
     "an unsigned webhook": (
         {"NOTICE_WEBHOOK_URL": "https://ops.example.com/hook", "NOTICE_WEBHOOK_SECRET": "s3cret"},
         (

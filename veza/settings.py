@@ -178,6 +178,9 @@ DEFAULT_FROM_EMAIL = env.text("DEFAULT_FROM_EMAIL", "veza@localhost")
 NOTICE_EMAILS = env.emails("NOTICE_EMAILS")
 if NOTICE_EMAILS and not env.text("EMAIL_URL", secret=True):
     raise invalid("EMAIL_URL", "", "the mail server by which NOTICE_EMAILS are reached")
+SELLER_NOTICES = env.boolean("SELLER_NOTICES", "false")
+if SELLER_NOTICES and not env.text("EMAIL_URL", secret=True):
+    raise invalid("EMAIL_URL", "", "the mail server by which SELLER_NOTICES are sent")
 NOTICE_WEBHOOK_URL = env.endpoint("NOTICE_WEBHOOK_URL", such_as="https://ops.example.com/hooks/veza")
 NOTICE_WEBHOOK_SECRET = env.text("NOTICE_WEBHOOK_SECRET", secret=True)
 if NOTICE_WEBHOOK_URL and len(NOTICE_WEBHOOK_SECRET) < 32:

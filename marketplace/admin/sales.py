@@ -31,7 +31,7 @@ class SellerAdmin(SafeAdmin):
     ordering = ("-id",)
     autocomplete_fields = ("user",)
     fieldsets = (
-        (None, {"fields": ("name", "user")}),
+        (None, {"fields": ("name", "user", "email")}),
         (
             _("At Stripe"),
             {
@@ -46,7 +46,7 @@ class SellerAdmin(SafeAdmin):
         ),
         (None, {"fields": ("created_at",)}),
     )
-    add_fieldsets = ((None, {"fields": ("name", "user", "stripe_account_id")}),)
+    add_fieldsets = ((None, {"fields": ("name", "user", "email", "stripe_account_id")}),)
     readonly_fields = (
         "stripe_account_id",
         "transfers_capability",

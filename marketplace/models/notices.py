@@ -1,4 +1,6 @@
-"""What has to be told to people, written by triggers where it becomes true, and the messages that tell it."""
+"""What has to be told to people, written by triggers where it becomes true, and the messages that tell it: operators of
+rows that need one, sellers of their money.
+"""
 
 import uuid
 
@@ -10,19 +12,24 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.models.lifecycle import Work, lease_is_whole
+from marketplace.models.sales import Seller
 
 NOTICES_CHANNEL = "veza_notices"
 
 
 class Notice(models.Model):
-    """One visit of a row to a state that needs a person: written once, in the transaction that brings the row there.
+    """One visit of a row to a state of which somebody is told: written once, in the transaction that brings it there.
 
-    It waits while ``due_at`` is set; then it is part of a message, or was mended before anybody was told.
+    It waits while ``due_at`` is set; then it is part of a message, or there was nothing to tell any more.
     """
 
     class Kind(models.TextChoices):
+        # For operators.
         TRANSFER = "transfer", _("transfer")
         EVENT = "event", _("webhook event")
+        # For the seller.
+        REVERSED = "reversed", _("reversed")
+        PAID_AGAIN = "paid_again", _("paid again")
 
     # By which receivers know it: the same in every message, and every time that one is sent.
     notice_id = models.UUIDField(_("notice"), default=uuid.uuid4, unique=True, editable=False)
@@ -43,6 +50,24 @@ class Notice(models.Model):
         blank=True,
         related_name="notices",
     )
+    reversal = models.ForeignKey(
+        "TransferReversal",
+        verbose_name=_("reversal"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="notices",
+    )
+    seller = models.ForeignKey(
+        Seller,
+        verbose_name=_("seller"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="notices",
+        help_text=_("Who is told, of a seller's notice."),
+    )
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
     due_at = models.DateTimeField(_("due at"), null=True, blank=True, db_default=Now())
 
@@ -53,12 +78,19 @@ class Notice(models.Model):
         constraints = [
             models.CheckConstraint(
                 name="notice_is_about_one_row",
-                condition=Q(kind="transfer", transfer__isnull=False, event=None)
-                | Q(kind="event", event__isnull=False, transfer=None),
+                condition=Q(kind="transfer", transfer__isnull=False, event=None, reversal=None, seller=None)
+                | Q(kind="event", event__isnull=False, transfer=None, reversal=None, seller=None)
+                | Q(kind="reversed", reversal__isnull=False, seller__isnull=False, transfer=None, event=None)
+                | Q(kind="paid_again", transfer__isnull=False, seller__isnull=False, reversal=None, event=None),
             ),
         ]
         indexes = [
-            models.Index(name="notices_due", fields=["due_at", "id"], condition=Q(due_at__isnull=False)),
+            models.Index(name="notices_due", fields=["due_at", "id"], condition=Q(due_at__isnull=False, seller=None)),
+            models.Index(
+                name="notices_due_of_sellers",
+                fields=["due_at", "id"],
+                condition=Q(due_at__isnull=False, seller__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -71,6 +103,8 @@ class NoticeMessage(Work):
     class Channel(models.TextChoices):
         EMAIL = "email", _("e-mail")
         WEBHOOK = "webhook", _("webhook")
+        # E-mail too, to a seller.
+        SELLER = "seller", _("seller")
 
     class Outcome(models.TextChoices):
         SENT = "sent", _("sent")
@@ -80,6 +114,9 @@ class NoticeMessage(Work):
 
     message_id = models.UUIDField(_("message"), default=uuid.uuid4, unique=True, editable=False)
     channel = models.CharField(_("channel"), max_length=20, choices=Channel)
+    seller = models.ForeignKey(
+        Seller, verbose_name=_("seller"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
     notices = ArrayField(models.BigIntegerField(), verbose_name=_("notices"))
     outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome, blank=True, default="")
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
@@ -96,6 +133,10 @@ class NoticeMessage(Work):
                 condition=Q(outcome="", next_retry_at__isnull=False, ended_at=None)
                 | (~Q(outcome="") & Q(next_retry_at=None, ended_at__isnull=False)),
             ),
+            models.CheckConstraint(
+                name="message_to_a_seller_names_it",
+                condition=Q(channel="seller", seller__isnull=False) | (~Q(channel="seller") & Q(seller=None)),
+            ),
             lease_is_whole("message_lease_whole"),
         ]
         indexes = [
@@ -109,9 +150,22 @@ class NoticeMessage(Work):
 
 
 def announces(kind: Notice.Kind, *, when: str, already: str) -> pgtrigger.Trigger:
-    """Writes a notice where ``when`` is true of the new row and ``already`` was not of the old one, whoever writes; and
-    wakes the worker that sends it, both at the writer's commit.
+    """Writes a notice for operators where ``when`` is true of the new row and ``already`` was not of the old one,
+    whoever writes; and wakes the worker that sends it, both at the writer's commit.
     """
+    return _tells(kind, f"SELECT gen_random_uuid(), '{kind.value}', NEW.id", f"{kind.value}_id", when, already)
+
+
+def tells_the_seller(kind: Notice.Kind, *, column: str, transfer: str, when: str, already: str) -> pgtrigger.Trigger:
+    """The same for the seller of ``transfer`` (an expression of its number), where there is an address."""
+    chosen = f"""SELECT gen_random_uuid(), '{kind.value}', NEW.id, seller.id
+                FROM marketplace_sellertransfer AS transfer
+                JOIN marketplace_seller AS seller ON seller.id = transfer.seller_id
+                WHERE transfer.id = {transfer} AND seller.email <> ''"""  # noqa: S608 - names of our own
+    return _tells(kind, chosen, f"{column}, seller_id", when, already)
+
+
+def _tells(kind: Notice.Kind, chosen: str, columns: str, when: str, already: str) -> pgtrigger.Trigger:
     return pgtrigger.Trigger(
         name=f"announces_{kind.value}",
         level=pgtrigger.Row,
@@ -126,10 +180,12 @@ def announces(kind: Notice.Kind, *, when: str, already: str) -> pgtrigger.Trigge
                 is_news := NOT ({already});
             END IF;
             IF is_news THEN
-                INSERT INTO marketplace_notice (notice_id, kind, {kind.value}_id)
-                VALUES (gen_random_uuid(), '{kind.value}', NEW.id);
-                PERFORM pg_notify('{NOTICES_CHANNEL}', '0');
+                INSERT INTO marketplace_notice (notice_id, kind, {columns})
+                {chosen};
+                IF FOUND THEN
+                    PERFORM pg_notify('{NOTICES_CHANNEL}', '0');
+                END IF;
             END IF;
             RETURN NULL;
-            """,  # noqa: S608 - names of our own
+            """,
     )

@@ -34,6 +34,13 @@ class Seller(models.Model):
         related_name="seller",
         help_text=_("Who may see this seller's transfers through the API."),
     )
+    email = models.EmailField(
+        _("e-mail"),
+        blank=True,
+        default="",
+        db_default="",
+        help_text=_("Where the seller is told of what was taken back and paid again (SELLER_NOTICES). Empty: nowhere."),
+    )
     stripe_account_id = models.CharField(
         _("Stripe account"), max_length=255, unique=True, help_text=_("acct_… of the connected account.")
     )

@@ -17,7 +17,7 @@ from marketplace.models.lifecycle import (
     tracked,
     wakes_workers,
 )
-from marketplace.models.notices import Notice, announces
+from marketplace.models.notices import Notice, announces, tells_the_seller
 from marketplace.models.refunds import Refund
 from marketplace.models.sales import Order, Seller
 from marketplace.money import Money
@@ -299,6 +299,14 @@ class SellerTransfer(Lifecycle, Work):
                 when="NEW.status IN ('permanently_failed')",
                 already="OLD.status IN ('permanently_failed')",
             ),
+            # The id is set once, whatever becomes of the row.
+            tells_the_seller(
+                Notice.Kind.PAID_AGAIN,
+                column="transfer_id",
+                transfer="NEW.id",
+                when="NEW.gives_back_of_id IS NOT NULL AND NEW.stripe_transfer_id <> ''",
+                already="OLD.stripe_transfer_id <> ''",
+            ),
         ]
         constraints = [
             # Nothing is left to send where all of it was netted.
@@ -499,6 +507,13 @@ class TransferReversal(Lifecycle):
             never_changes_once_set("stripe_reversal_id", "reversal_id_stays"),
             never_changes("description", "description_stays"),
             never_owes_more_than_it_was("never_owes_more_than_it_was"),
+            tells_the_seller(
+                Notice.Kind.REVERSED,
+                column="reversal_id",
+                transfer="NEW.transfer_id",
+                when="NEW.status IN ('succeeded')",
+                already="OLD.status IN ('succeeded')",
+            ),
             pgtrigger.Protect(
                 name="sent_amount_stays",
                 operation=pgtrigger.Update,

@@ -1,6 +1,6 @@
-"""Telling people once of each row that needs them.
+"""Telling people once: operators of each row that needs them, sellers of what was taken back and paid again.
 
-Triggers write a notice for each visit of such a state. Here notices become messages, one by each channel that is
+Triggers write a notice for each such visit of a row. Here notices become messages, one by each channel that is
 configured, and what Stripe is to other queues a receiver is to this one: claim (committed), send, settle (committed).
 A crash after sending sends the same message again, under the same ids.
 """
@@ -20,14 +20,16 @@ from django.db.models.functions import Now
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import StaleTransition
-from marketplace.models import Notice, NoticeMessage
-from marketplace.services import leases, outcomes
+from marketplace.models import Notice, NoticeMessage, Seller
+from marketplace.services import leases, outcomes, statement_lines
 
 logger = structlog.get_logger(__name__)
 
 WORK = "notice"
 # So long a receiver is tried: once it answers again, what is still true is told.
 GIVEN_UP_AFTER = timedelta(days=3)
+# A seller is not told of what is older: it is no news, though SELLER_NOTICES be switched on today.
+NEWS_FOR = timedelta(days=3)
 RETRIES = RetryPolicy(max_retries=0, base=timedelta(minutes=1), maximum=timedelta(hours=1))
 # In one message. What is beyond goes into the next one.
 MOST_IN_A_MESSAGE = 10_000
@@ -42,19 +44,25 @@ class _Due(leases.Due):
     """A notice that waits to become a message counts as well."""
 
     def sql(self) -> str:
-        return f"""
-            LEAST({super().sql()}, (
-                SELECT EXTRACT(EPOCH FROM due_at - statement_timestamp())::float8
-                FROM marketplace_notice WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
-            ))
-        """  # noqa: S608 - as there
+        waiting = [f"({_DUE_IN} AND seller_id IS NULL ORDER BY due_at LIMIT 1)"] if channels() else []
+        if settings.SELLER_NOTICES:
+            waiting.append(f"({_DUE_IN} AND seller_id IS NOT NULL ORDER BY due_at LIMIT 1)")
+        return f"LEAST({', '.join([super().sql(), *waiting])})"
 
 
+_DUE_IN = """
+    SELECT EXTRACT(EPOCH FROM due_at - statement_timestamp())::float8 FROM marketplace_notice WHERE due_at IS NOT NULL
+"""
 DUE = _Due(model=NoticeMessage, condition="next_retry_at IS NOT NULL")
 
 
+def is_on() -> bool:
+    """Whether anybody is told of anything, by the settings."""
+    return bool(channels()) or settings.SELLER_NOTICES
+
+
 def channels() -> list[NoticeMessage.Channel]:
-    """By which people are told, by the settings. None: notices wait until there is one."""
+    """By which operators are told, by the settings. None: notices wait until there is one."""
     return [
         channel
         for channel, is_set in (
@@ -72,47 +80,81 @@ def compose() -> None:
     """Make messages of the notices that are due; committed on return.
 
     Up to ``NOTICE_DIGEST_ABOVE`` in any ``NOTICE_DIGEST_INTERVAL`` are told at once, each by itself. When there are
-    more, all that wait go together, and what comes after that waits for the interval's end.
+    more, all that wait go together, and what comes after that waits for the interval's end. Each seller has such an
+    interval, and so have all operators together.
     """
     with transaction.atomic(durable=True):
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_TURN])
-        waiting = list(
-            Notice.objects.filter(due_at__lte=Now()).order_by("id").values_list("pk", flat=True)[:MOST_IN_A_MESSAGE]
-        )
-        standing = list(standing_of(waiting).order_by("pk").values_list("pk", flat=True))
-        together = _together(standing)
-        if together is None:
-            return
-        for channel in channels():
-            NoticeMessage.objects.bulk_create(
-                NoticeMessage(channel=channel, notices=notices, next_retry_at=Now()) for notices in together
-            )
-        Notice.objects.filter(pk__in=waiting).update(due_at=None)
+        if channels():
+            _compose_for_operators()
+        if settings.SELLER_NOTICES:
+            _compose_for_sellers()
 
 
-def _together(standing: Sequence[int]) -> list[list[int]] | None:
-    """Which notices go in one message. None: not now, and they are due when they may."""
+def _due() -> QuerySet[Notice, Notice]:
+    return Notice.objects.filter(due_at__lte=Now())
+
+
+def _compose_for_operators() -> None:
+    waiting = list(_due().filter(seller=None).order_by("id").values_list("pk", flat=True)[:MOST_IN_A_MESSAGE])
+    standing = list(standing_of(waiting).order_by("pk").values_list("pk", flat=True))
+    to = [NoticeMessage(channel=channel) for channel in channels()]
+    _write(to, waiting, standing, all_due=_due().filter(seller=None))
+
+
+def _compose_for_sellers() -> None:
+    _due().filter(seller__isnull=False, created_at__lt=Now() - NEWS_FOR).update(due_at=None)
+    waiting: dict[int | None, list[int]] = {}
+    due = _due().filter(seller__isnull=False).order_by("id").values_list("seller_id", "pk")
+    for seller, notice in due[:MOST_IN_A_MESSAGE]:
+        waiting.setdefault(seller, []).append(notice)
+    for to, notices in waiting.items():
+        like = NoticeMessage(channel=NoticeMessage.Channel.SELLER, seller_id=to)
+        _write([like], notices, notices, all_due=_due().filter(seller=to))
+
+
+def _write(
+    to: Sequence[NoticeMessage],
+    waiting: Sequence[int],
+    standing: Sequence[int],
+    *,
+    all_due: QuerySet[Notice, Notice],
+) -> None:
+    """Messages like those in ``to`` of the notices that stand. Where it is too early, all are due when it is not."""
+    together = _together(standing, lately=NoticeMessage.objects.filter(channel=to[0].channel, seller=to[0].seller_id))
+    if isinstance(together, datetime):
+        all_due.update(due_at=together)
+        return
+    NoticeMessage.objects.bulk_create(
+        NoticeMessage(channel=like.channel, seller_id=like.seller_id, notices=notices, next_retry_at=Now())
+        for like in to
+        for notices in together
+    )
+    Notice.objects.filter(pk__in=waiting).update(due_at=None)
+
+
+def _together(standing: Sequence[int], *, lately: QuerySet[NoticeMessage, NoticeMessage]) -> list[list[int]] | datetime:
+    """Which notices go in one message; or when they may."""
     if not standing:
         return []
     one_by_one, interval = settings.NOTICE_DIGEST_ABOVE, settings.NOTICE_DIGEST_INTERVAL
-    lately = list(
-        NoticeMessage.objects.filter(channel=channels()[0], created_at__gt=Now() - interval)
+    made = list(
+        lately.filter(created_at__gt=Now() - interval)
         .order_by("-created_at")
         .values_list("created_at", flat=True)[: one_by_one + 1]
     )
-    if len(lately) + len(standing) <= one_by_one:
+    if len(made) + len(standing) <= one_by_one:
         return [[notice] for notice in standing]
-    if not lately:
-        return [list(standing)]
-    Notice.objects.filter(due_at__lte=Now()).update(due_at=lately[0] + interval)
-    return None
+    return made[0] + interval if made else [list(standing)]
 
 
 def standing_of(notices: Sequence[int]) -> QuerySet[Notice, Notice]:
     """Those whose row still needs a person. One that was mended and failed anew has a later notice instead."""
     is_standing = Q(transfer__status="permanently_failed") | Q(event__status="failed", event__next_retry_at=None)
-    later = Notice.objects.filter(Q(transfer=OuterRef("transfer")) | Q(event=OuterRef("event")), pk__gt=OuterRef("pk"))
+    later = Notice.objects.filter(
+        Q(transfer=OuterRef("transfer")) | Q(event=OuterRef("event")), kind=OuterRef("kind"), pk__gt=OuterRef("pk")
+    )
     return Notice.objects.filter(is_standing, ~Exists(later), pk__in=notices)
 
 
@@ -170,6 +212,59 @@ def told(claimed: NoticeMessage) -> Told | None:
         count=sum(total.count for total in totals.values()),
         listed=listed,
         totals=sorted(totals.values(), key=lambda total: (-total.count, total.code, total.currency)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """Money that left a seller (less than zero) or came again, in minor units of ``currency``."""
+
+    amount: int
+    currency: str
+    order: int
+    description: str
+    stripe_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldSeller:
+    """What a message to a seller says."""
+
+    seller: Seller
+    movements: Sequence[Movement]
+
+
+def told_seller(claimed: NoticeMessage) -> ToldSeller | None:
+    """What a message to a seller says; None where it is not wanted any more, or has no address."""
+    seller = claimed.seller
+    assert seller is not None, "a constraint says so"
+    if not (seller.email and settings.SELLER_NOTICES):
+        return None
+    rows = Notice.objects.filter(pk__in=claimed.notices).select_related("reversal__transfer", "transfer")
+    return ToldSeller(seller=seller, movements=[_movement(notice) for notice in rows.order_by("pk")])
+
+
+def _movement(notice: Notice) -> Movement:
+    if notice.reversal is not None:
+        row, order, amount = notice.reversal, notice.reversal.transfer.order_id, -notice.reversal.amount
+        return Movement(
+            amount=amount,
+            currency=row.currency,
+            order=order,
+            description=row.description or statement_lines.of_reversal(row.transfer, row.Cause(row.cause)),
+            stripe_id=row.stripe_reversal_id,
+            at=notice.created_at,
+        )
+    transfer = notice.transfer
+    assert transfer is not None, "a constraint says so"
+    return Movement(
+        amount=transfer.amount,
+        currency=transfer.currency,
+        order=transfer.order_id,
+        description=transfer.description or statement_lines.of_transfer(transfer),
+        stripe_id=transfer.stripe_transfer_id,
+        at=notice.created_at,
     )
 
 

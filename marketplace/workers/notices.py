@@ -1,4 +1,4 @@
-"""The queue of messages to people: of each row that needs one, by e-mail and by a webhook."""
+"""The queue of messages to people: to operators by e-mail and by a webhook, to sellers by e-mail."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from marketplace.money import Money
 from marketplace.outgoing import mail, webhook
 from marketplace.outgoing.contract import Answer, NotSent, Sent
 from marketplace.services import leases, notices
-from marketplace.services.notices import Told
+from marketplace.services.notices import Told, ToldSeller
 from marketplace.workers.loop import elapsed_ms, persistently
 
 logger = structlog.get_logger(__name__)
@@ -40,19 +40,19 @@ class NoticeQueue:
         return {
             "message": str(claimed.message_id),
             "channel": claimed.channel,
+            "notices": len(claimed.notices),
             "attempt": claimed.retry_count + 1,
         }
 
     def perform(self, claimed: NoticeMessage) -> None:
-        told = notices.told(claimed)
-        if told is None:
+        started = time.monotonic()
+        answer = _send(claimed)
+        if answer is None:
             persistently(lambda: notices.settle_mended(claimed))
             logger.info("notice_mended", **self.describe(claimed))
             return
-        started = time.monotonic()
-        answer = _send(claimed, told)
         NOTICES.labels(channel=claimed.channel, answer=type(answer).__name__).inc()
-        described = {**self.describe(claimed), "rows": told.count, "milliseconds": elapsed_ms(started)}
+        described = {**self.describe(claimed), "milliseconds": elapsed_ms(started)}
         match answer:
             case Sent():
                 logger.info("notice_sent", **described)
@@ -70,26 +70,36 @@ class NoticeQueue:
         leases.release(NoticeMessage, claimed.pk, claimed.lease_token)
 
 
-def _send(claimed: NoticeMessage, told: Told) -> Answer:
+def _send(claimed: NoticeMessage) -> Answer | None:
+    """None: there is nothing to say any more."""
+    if claimed.channel == NoticeMessage.Channel.SELLER:
+        return _send_to_seller(claimed)
     if claimed.channel not in notices.channels():
         return NotSent(code="not_configured", message=f"{claimed.channel} was switched off after it was written")
-    match NoticeMessage.Channel(claimed.channel):
-        case NoticeMessage.Channel.EMAIL:
-            context = mail_context(told)
-            return mail.send(
-                settings.NOTICE_EMAILS,
-                message_id=told.message_id,
-                subject=render_to_string("notices/person_subject.txt", context).strip(),
-                text=render_to_string("notices/person.txt", context),
-                html=render_to_string("notices/person.html", context),
-            )
-        case NoticeMessage.Channel.WEBHOOK:
-            body = json.dumps(payload(told)).encode()
-            return webhook.post(
-                settings.NOTICE_WEBHOOK_URL, body, secret=settings.NOTICE_WEBHOOK_SECRET, message_id=told.message_id
-            )
-        case other:
-            assert_never(other)
+    told = notices.told(claimed)
+    if told is None:
+        return None
+    if claimed.channel == NoticeMessage.Channel.EMAIL:
+        return _mail(settings.NOTICE_EMAILS, claimed, "person", mail_context(told))
+    body = json.dumps(payload(told)).encode()
+    return webhook.post(
+        settings.NOTICE_WEBHOOK_URL, body, secret=settings.NOTICE_WEBHOOK_SECRET, message_id=told.message_id
+    )
+
+
+def _send_to_seller(claimed: NoticeMessage) -> Answer | None:
+    told = notices.told_seller(claimed)
+    return _mail([told.seller.email], claimed, "seller", seller_context(told)) if told is not None else None
+
+
+def _mail(to: Sequence[str], claimed: NoticeMessage, template: str, context: Mapping[str, Any]) -> Answer:
+    return mail.send(
+        to,
+        message_id=claimed.message_id,
+        subject=render_to_string(f"notices/{template}_subject.txt", context),
+        text=render_to_string(f"notices/{template}.txt", context),
+        html=render_to_string(f"notices/{template}.html", context),
+    )
 
 
 # --- What is said -----------------------------------------------------------------------------------------------------
@@ -157,6 +167,28 @@ def mail_context(told: Told) -> Mapping[str, Any]:
             for notice in told.listed
         ],
         "site": settings.SITE_URL,
+    }
+
+
+def seller_context(told: ToldSeller) -> Mapping[str, Any]:
+    """For the templates of sellers."""
+    sums: dict[str, int] = {}
+    for movement in told.movements:
+        sums[movement.currency] = sums.get(movement.currency, 0) + movement.amount
+    return {
+        "seller_name": told.seller.name,
+        "movements": [
+            {
+                "money": _money(abs(movement.amount), movement.currency),
+                "is_taken": movement.amount < 0,
+                "order": movement.order,
+                "description": movement.description,
+                "stripe_id": movement.stripe_id,
+                "at": movement.at,
+            }
+            for movement in told.movements
+        ],
+        "sums": [_money(amount, currency) for currency, amount in sorted(sums.items())],
     }
 
 

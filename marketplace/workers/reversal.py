@@ -203,7 +203,7 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
         EventQueue(gateway),
         BalanceQueue(gateway),
     ]
-    if notices.channels():
+    if notices.is_on():
         queues.append(NoticeQueue())
     return Worker(
         queues,

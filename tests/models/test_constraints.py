@@ -197,6 +197,9 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "event_status_listed": lambda: lambda: WebhookEventFactory(status="lost"),
     "event_lease_whole": lambda: lambda: WebhookEventFactory(**half_a_lease()),
     "notice_is_about_one_row": lambda: lambda: Notice.objects.create(kind="transfer"),
+    "message_to_a_seller_names_it": lambda: (
+        lambda: NoticeMessage.objects.create(channel="seller", notices=[1], next_retry_at=timezone.now())
+    ),
     "message_tells_something": lambda: (
         lambda: NoticeMessage.objects.create(channel="email", notices=[], next_retry_at=timezone.now())
     ),

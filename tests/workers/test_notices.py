@@ -151,7 +151,7 @@ def test_an_event_that_is_given_up_is_one_and_so_is_the_next_time() -> None:
     assert Notice.objects.count() == 2
 
 
-def test_the_worker_hears_of_it() -> None:
+def test_the_worker_hears_of_it(hook: WebhookReceiver) -> None:
     assert NoticeQueue().channel == "veza_notices"
     assert leases.seconds_until_due([notices.DUE]) == [None]
     failed()
@@ -246,7 +246,7 @@ def test_the_error_stays_with_the_message_and_in_the_log(hook: WebhookReceiver, 
     assert (message.outcome, message.last_error_code) == ("", "http_503")
     assert 50 < (message.next_retry_at - message.last_error_at).total_seconds() <= 60  # type: ignore[operator]
     (line,) = [line for line in logs if line["event"] == "notice_not_sent"]
-    assert (line["code"], line["channel"], line["attempt"], line["rows"]) == ("http_503", "webhook", 1, 1)
+    assert (line["code"], line["channel"], line["attempt"], line["notices"]) == ("http_503", "webhook", 1, 1)
 
 
 def test_a_receiver_that_never_takes_it_is_given_up_after_three_days(hook: WebhookReceiver, run: Run) -> None:
