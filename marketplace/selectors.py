@@ -64,6 +64,15 @@ HEARTBEAT_INTERVAL = timedelta(seconds=30)
 DEAD_AFTER = 3 * HEARTBEAT_INTERVAL
 
 
+def now() -> datetime:
+    """The database's clock, by which all due times and leases are."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        (moment,) = cursor.fetchone()
+    assert isinstance(moment, datetime)
+    return moment
+
+
 def queues_without_worker() -> list[str]:
     """The queues in which rows have been due for ``DEAD_AFTER`` while no living worker serves them, by the database's
     clock: a worker that is only just being started, after its web server, is not missed.

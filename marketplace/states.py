@@ -115,6 +115,9 @@ ALLOWED_TRANSITIONS: Transitions[TransferStatus] = _transitions(
     }
 )
 
+# A worker takes these up again at their next time.
+IN_MOTION = frozenset({_T.PENDING, _T.FAILED, _T.REVERSAL_PENDING})
+
 _V = ReversalStatus
 REVERSAL_TRANSITIONS: Transitions[ReversalStatus] = _transitions(
     {

@@ -1,5 +1,6 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
@@ -142,6 +143,20 @@ class Lifecycle(models.Model):
             context={"actor": actor, "reason": reason, "attempt": None},
             written=written,
         )
+
+    def tell(self, label: str, *, actor: str, reason: str) -> None:
+        """An entry in the history of a change that no trigger tells of: the row as it is now, who, and why."""
+        history: Any = self._meta.get_field("history").related_model
+        copied = [field.column for field in history._meta.concrete_fields if not field.name.startswith("pgh_")]
+        columns = ", ".join(copied)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"""
+                INSERT INTO {history._meta.db_table} (pgh_created_at, pgh_label, pgh_obj_id, pgh_context, {columns})
+                SELECT clock_timestamp(), %s, id, %s::jsonb, {columns} FROM {self._meta.db_table} WHERE id = %s
+                """,  # noqa: S608 - names of our own
+                [label, json.dumps({"actor": actor, "reason": reason, "attempt": None}), self.pk],
+            )
 
     @staticmethod
     def recording(*, actor: str, reason: str) -> AbstractContextManager[Any]:

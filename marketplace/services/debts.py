@@ -111,7 +111,8 @@ def _settle_by_hand(
                     raise _used_before(request)
                 return Entered(entry=earlier, is_new=False)
             debt.require_version(if_version)
-            _require_open(debt)
+            if refusal := why_not_settled_by_hand(debt):
+                raise NotAllowedNow(refusal)
             if amount > debt.amount_open:
                 left = Money(debt.amount_open, debt.currency)
                 raise TooMuch(f"{amount} is more than the {left.amount} {left.currency} left of debt {debt.pk}")
@@ -136,15 +137,16 @@ def _used_before(request: Request | None) -> ConflictingFacts:
     return ConflictingFacts(f"Idempotency-Key {key!r} was used before, with another request")
 
 
-def _require_open(debt: TransferReversal) -> None:
-    """Raises ``NotAllowedNow``."""
+def why_not_settled_by_hand(debt: TransferReversal) -> str:
+    """Why this debt can be neither paid nor written off as it is; empty where it can."""
     if debt.status != ReversalStatus.FAILED or not debt.amount_open:
-        raise NotAllowedNow(f"reversal {debt.pk} is {debt.status}: only one that failed and is owed still is a debt")
+        return f"reversal {debt.pk} is {debt.status}: only one that failed and is owed still is a debt"
     if not _is_surely_not_at_stripe(debt):
-        raise NotAllowedNow(
+        return (
             f"reversal {debt.pk} may be at Stripe, so the seller could pay it twice: retry transfer"
             f" {debt.transfer_id} first, which looks there"
         )
+    return ""
 
 
 def _is_surely_not_at_stripe(debt: TransferReversal) -> bool:

@@ -166,21 +166,24 @@ def decline(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
         transfer.require_version(if_version)
-        if transfer.gives_back_of_id is None:
-            raise NotAllowedNow(
-                f"transfer {transfer_id} is a seller's share of a sale: only a payment back is declined"
-            )
-        if transfer.status != TransferStatus.PERMANENTLY_FAILED or transfer.stripe_transfer_id:
-            raise NotAllowedNow(
-                f"transfer {transfer_id} is {transfer.status}: only one that waits for a person and was never sent can"
-                " be declined"
-            )
-        if transfer.in_doubt:
-            raise NotAllowedNow(
-                f"transfer {transfer_id} may have been sent: retry it, which looks at Stripe before anything is paid"
-            )
+        if refusal := why_no_decline(transfer):
+            raise NotAllowedNow(refusal)
         transfer.transition(
             TransferStatus.CANCELED, actor=actor, reason=reason, declined=True, failed_leg="", **outcomes.CLEARED_ERROR
         )
     logger.info("give_back_declined", transfer=transfer_id, actor=actor)
     return transfer
+
+
+def why_no_decline(transfer: SellerTransfer) -> str:
+    """Why this transfer cannot be declined as it is; empty where it can."""
+    if transfer.gives_back_of_id is None:
+        return f"transfer {transfer.pk} is a seller's share of a sale: only a payment back is declined"
+    if transfer.status != TransferStatus.PERMANENTLY_FAILED or transfer.stripe_transfer_id:
+        return (
+            f"transfer {transfer.pk} is {transfer.status}: only one that waits for a person and was never sent can"
+            " be declined"
+        )
+    if transfer.in_doubt:
+        return f"transfer {transfer.pk} may have been sent: retry it, which looks at Stripe before anything is paid"
+    return ""

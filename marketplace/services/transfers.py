@@ -2,13 +2,14 @@
 
 import contextlib
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 import structlog
 from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
+from marketplace import selectors
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import ConflictingFacts, NotAllowedNow, NotNow, StaleTransition, StripeDenied
 from marketplace.gateway.contract import (
@@ -29,7 +30,7 @@ from marketplace.gateway.contract import (
 )
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
 from marketplace.services import leases, outcomes, reversals
-from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.states import IN_MOTION, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
@@ -291,21 +292,26 @@ def retry(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[st
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
         transfer.require_version(if_version)
-        if transfer.status != TransferStatus.PERMANENTLY_FAILED:
-            raise NotAllowedNow(
-                f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one can be retried"
-            )
-        if transfer.failed_leg == SellerTransfer.Leg.SENDING and not transfer.stripe_transfer_id:
-            _retry_sending(transfer, actor=actor, reason=reason)
-        elif not transfer.stripe_transfer_id:
-            raise NotAllowedNow(
-                f"transfer {transfer_id} has no Stripe transfer id: enter its tr_… first, since paying it again"
-                " could pay the seller twice"
-            )
-        else:
+        if refusal := why_no_retry(transfer):
+            raise NotAllowedNow(refusal)
+        if transfer.stripe_transfer_id:
             reversals.reopen(transfer, actor=actor, reason=reason)
+        else:
+            _retry_sending(transfer, actor=actor, reason=reason)
     logger.info("transfer_retried", transfer=transfer_id, status=transfer.status, actor=actor)
     return transfer
+
+
+def why_no_retry(transfer: SellerTransfer) -> str:
+    """Why this transfer cannot be retried as it is; empty where it can."""
+    if transfer.status != TransferStatus.PERMANENTLY_FAILED:
+        return f"transfer {transfer.pk} is {transfer.status}: only a permanently_failed one can be retried"
+    if not transfer.stripe_transfer_id and transfer.failed_leg != SellerTransfer.Leg.SENDING:
+        return (
+            f"transfer {transfer.pk} has no Stripe transfer id: enter its tr_… first, since paying it again"
+            " could pay the seller twice"
+        )
+    return ""
 
 
 def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
@@ -325,6 +331,38 @@ def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None
     if owed:
         amount = sum(reversal.amount for reversal in owed)
         reversals.keep_back(transfer, amount=amount, actor=actor, reason="refunded before it was sent")
+
+
+def try_now(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+    """The next attempt of a transfer that waits is due now, in place of later; committed on return.
+
+    Only its time changes: retries that are spent stay spent, the key stays, and what has to be looked for first is. So
+    a worker comes to the same end as it would have later. The history says who and why.
+
+    Raises:
+        SellerTransfer.DoesNotExist: no such transfer.
+        NotAllowedNow: it waits for no time: it is due already, in a worker's hands, or not in motion.
+
+    """
+    with transaction.atomic(durable=True):
+        transfer = SellerTransfer.locked(transfer_id)
+        if refusal := why_not_now(transfer, now=selectors.now()):
+            raise NotAllowedNow(refusal)
+        transfer.change(actor=actor, reason=reason, next_retry_at=Now())
+        transfer.tell("woken", actor=actor, reason=reason)
+    logger.info("transfer_woken", transfer=transfer_id, status=transfer.status, actor=actor)
+    return transfer
+
+
+def why_not_now(transfer: SellerTransfer, *, now: datetime) -> str:
+    """Why this transfer's next attempt cannot be had sooner; empty where it can. ``now`` is the database's."""
+    if transfer.next_retry_at is None or transfer.status not in IN_MOTION:
+        return f"transfer {transfer.pk} is {transfer.status}: only one that waits for its next attempt can be tried now"
+    if transfer.lease_expires_at is not None and transfer.lease_expires_at > now:
+        return f"transfer {transfer.pk} is in a worker's hands: it is being tried at this moment"
+    if transfer.next_retry_at <= now:
+        return f"transfer {transfer.pk} is due already: a worker takes it up as soon as it can"
+    return ""
 
 
 def look_up(stripe_transfer_id: str, gateway: TransferGateway) -> TransferFacts:
@@ -350,6 +388,20 @@ def look_up(stripe_transfer_id: str, gateway: TransferGateway) -> TransferFacts:
             raise NotNow(f"Stripe did not say what {stripe_transfer_id} is, try again: {failure.message}")
 
 
+def why_no_id(transfer: SellerTransfer) -> str:
+    """Why no id can be entered for this transfer as it is; empty where one can."""
+    if transfer.stripe_transfer_id:
+        return f"transfer {transfer.pk} has its id: {transfer.stripe_transfer_id}"
+    if transfer.status != TransferStatus.PERMANENTLY_FAILED:
+        return f"transfer {transfer.pk} is {transfer.status}: only a permanently_failed one takes an id"
+    if transfer.failed_leg == SellerTransfer.Leg.SENDING:
+        return (
+            f"transfer {transfer.pk} failed while it was being sent and owes no reversal by itself:"
+            " retry it, which finds a transfer that Stripe made after all"
+        )
+    return ""
+
+
 def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, reason: str) -> SellerTransfer:
     """Give a row of an older system its ``tr_…``, so that its reversal can be retried; committed on return.
 
@@ -365,17 +417,8 @@ def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, rea
     try:
         with transaction.atomic(durable=True):
             transfer = SellerTransfer.locked(transfer_id)
-            if transfer.stripe_transfer_id:
-                raise NotAllowedNow(f"transfer {transfer_id} has its id: {transfer.stripe_transfer_id}")
-            if transfer.status != TransferStatus.PERMANENTLY_FAILED:
-                raise NotAllowedNow(
-                    f"transfer {transfer_id} is {transfer.status}: only a permanently_failed one takes an id"
-                )
-            if transfer.failed_leg == SellerTransfer.Leg.SENDING:
-                raise NotAllowedNow(
-                    f"transfer {transfer_id} failed while it was being sent and owes no reversal by itself:"
-                    " retry it, which finds a transfer that Stripe made after all"
-                )
+            if refusal := why_no_id(transfer):
+                raise NotAllowedNow(refusal)
             _require_same(transfer, found)
             transfer.change(
                 actor=actor,

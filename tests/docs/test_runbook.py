@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from marketplace import inbox
-from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer
+from marketplace.models import GIVE_BACK_UNDECIDED
 from marketplace.services import outcomes, reversals, transfers
 from tests.factories import SellerTransferFactory
 
@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "runbook.md").read_text()
 HEADINGS = set(re.findall(r"^### (.+)$", PAGE, flags=re.MULTILINE))
 STATEMENTS = re.findall(r"^```sql\n(.+?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-(TRY_NOW,) = [statement for statement in STATEMENTS if statement.startswith("UPDATE")]
 (RESTORED,) = [statement for statement in STATEMENTS if statement.startswith("--")]
 WAITING = {
     "Transfer": ["pending", "failed", "reversal_pending", "permanently_failed"],
@@ -55,18 +54,6 @@ def test_every_error_code_has_its_entry(code: str) -> None:
 def test_every_statement_runs(statement: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(statement)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_try_now_makes_a_waiting_row_due() -> None:
-    transfer = SellerTransferFactory(reversal_pending=True)
-    SellerTransfer.objects.filter(pk=transfer.pk).update(next_retry_at=outcomes.in_(timedelta(hours=6)))
-    assert reversals.claim(batch_size=1, lease=timedelta(minutes=5)) == []
-    with connection.cursor() as cursor:
-        cursor.execute(TRY_NOW.replace("id = 7", f"id = {transfer.pk}"))
-        assert cursor.rowcount == 1
-    [claimed] = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
-    assert claimed.transfer.pk == transfer.pk
 
 
 @pytest.mark.django_db(transaction=True)
