@@ -37,6 +37,7 @@ def test_a_page_that_is_out_of_date_is_an_error(tmp_path: Path) -> None:
         "marketplace/__init__.py",
         "marketplace/states.py",
         "marketplace/roles.py",
+        "marketplace/state_picture.py",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
