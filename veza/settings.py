@@ -264,6 +264,7 @@ SPECTACULAR_SETTINGS = {
         "RefundStatus": "marketplace.states.RefundStatus",
         "OrderStatus": "marketplace.states.OrderStatus",
         "EventStatus": "marketplace.states.EventStatus",
+        "WhyKind": "marketplace.explain.shapes.Kind",
     },
 }
 

@@ -8,6 +8,8 @@ from rest_framework import serializers
 
 from marketplace import inbox
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
+from marketplace.api.why import WhySerializer
+from marketplace.explain import transfers as explanations
 from marketplace.models import (
     Debt,
     DebtEntry,
@@ -57,8 +59,8 @@ class HistorySerializer(serializers.Serializer[Any]):
     at = serializers.DateTimeField(source="pgh_created_at")
     event = serializers.ChoiceField(
         source="pgh_label",
-        choices=["created", "status", "attempt"],
-        help_text="`attempt` is a failed attempt that left the status as it was.",
+        choices=["created", "status", "attempt", "woken"],
+        help_text="`attempt` failed and left the status as it was; `woken`: an operator had the next one made now.",
     )
     status = serializers.CharField()
     actor = serializers.SerializerMethodField()
@@ -292,12 +294,19 @@ class TransferSerializer(Shown):
 
 
 class TransferDetailSerializer(TransferSerializer):
-    staff_only = (*TransferSerializer.staff_only, "history")
+    staff_only = (*TransferSerializer.staff_only, "why", "history")
+    why = serializers.SerializerMethodField(help_text="Why it is where it is, what unblocks it, and when.")
     reversals = ReversalSerializer(many=True)
     history = serializers.SerializerMethodField(help_text="The newest entries first, at most a hundred.")
 
     class Meta(TransferSerializer.Meta):
-        fields = (*TransferSerializer.Meta.fields, "reversals", "history")
+        fields = (*TransferSerializer.Meta.fields, "why", "reversals", "history")
+
+    @extend_schema_field(WhySerializer)
+    def get_why(self, transfer: SellerTransfer) -> Any:
+        request = self.context.get("request")
+        user = request.user if request is not None else None
+        return WhySerializer(explanations.explain(transfer, user=user)).data
 
     @extend_schema_field(HistorySerializer(many=True))
     def get_history(self, transfer: SellerTransfer) -> Any:

@@ -20,7 +20,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from marketplace import inbox, replay, selectors, throttle
-from marketplace.api import access, filters, serializers
+from marketplace.api import access, examples, filters, serializers
 from marketplace.api.bounded import Bounded
 from marketplace.api.idempotency import Idempotent, required_key
 from marketplace.api.problems import CONTENT_TYPE
@@ -263,9 +263,17 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     filterset_class = filters.TransferFilter
     ordering_fields = ("id", "created_at", "updated_at", "amount")
 
+    @extend_schema(
+        description="For staff with `why`: why it is where it is, what unblocks it, when it is tried next and why then,"
+        " and what you may do about it now.",
+        examples=[OpenApiExample("Waits for its seller's money", value=examples.TRANSFER, response_only=True)],
+    )
+    def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        return super().retrieve(request, *args, **kwargs)
+
     def get_queryset(self) -> QuerySet[SellerTransfer]:
         rows = super().get_queryset()
-        return rows.prefetch_related("reversals") if self.detail else rows
+        return rows.select_related("seller", "order").prefetch_related("reversals") if self.detail else rows
 
     @extend_schema(
         summary="Resume a permanently failed transfer",
@@ -290,17 +298,30 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     )
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: int) -> Response:
-        transfer = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, "marketplace.retry_sellertransfer")
-        body = serializers.ReasonSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        transfers.retry(
-            transfer_id=transfer.pk,
-            if_version=expected(request),
-            actor=f"user:{request.user.get_username()}",
-            reason=body.validated_data["reason"],
-        )
-        return self.answer(self.get_queryset().get(pk=pk))
+        return self._act(request, pk, "retry_sellertransfer", transfers.retry)
+
+    @extend_schema(
+        summary="Try a transfer now that waits for its time",
+        description="Its next attempt is due now. Retries that were spent stay spent, and its key stays. Needs the"
+        " permission `marketplace.retry_sellertransfer`. Of two requests at once one is done and the other gets 409.",
+        request=serializers.ReasonSerializer,
+        examples=[OpenApiExample("A reason", value={"reason": "the seller has topped up"}, request_only=True)],
+        responses={
+            200: serializers.TransferDetailSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It waits for no time: it is due already, in a worker's hands, or not in motion.",
+                (
+                    "Due already",
+                    409,
+                    "not-allowed-now",
+                    "transfer 7 is due already: a worker takes it up as soon as it can",
+                ),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"], url_path="try-now")
+    def try_now(self, request: Request, pk: int) -> Response:
+        return self._act(request, pk, "retry_sellertransfer", transfers.try_now)
 
     @extend_schema(
         summary="Decline to pay a seller again",
@@ -323,11 +344,14 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     )
     @action(detail=True, methods=["post"])
     def decline(self, request: Request, pk: int) -> Response:
+        return self._act(request, pk, "decline_sellertransfer", give_backs.decline)
+
+    def _act(self, request: Request, pk: int, permission: str, act: Callable[..., SellerTransfer]) -> Response:
         transfer = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, "marketplace.decline_sellertransfer")
+        access.demand(request.user, f"marketplace.{permission}")
         body = serializers.ReasonSerializer(data=request.data)
         body.is_valid(raise_exception=True)
-        give_backs.decline(
+        act(
             transfer_id=transfer.pk,
             if_version=expected(request),
             actor=f"user:{request.user.get_username()}",

@@ -333,7 +333,7 @@ def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None
         reversals.keep_back(transfer, amount=amount, actor=actor, reason="refunded before it was sent")
 
 
-def try_now(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
+def try_now(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> SellerTransfer:
     """The next attempt of a transfer that waits is due now, in place of later; committed on return.
 
     Only its time changes: retries that are spent stay spent, the key stays, and what has to be looked for first is. So
@@ -341,11 +341,13 @@ def try_now(*, transfer_id: int, actor: str, reason: str) -> SellerTransfer:
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: it waits for no time: it is due already, in a worker's hands, or not in motion.
 
     """
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
+        transfer.require_version(if_version)
         if refusal := why_not_now(transfer, now=selectors.now()):
             raise NotAllowedNow(refusal)
         transfer.change(actor=actor, reason=reason, next_retry_at=Now())
