@@ -47,14 +47,14 @@ ON_CALL = (Role.OPERATOR, Role.ADMIN)
 MONEY = (Role.FINANCE, Role.ADMIN)
 
 
-def _see(model: str, what: str, address: str = "", *more: str) -> Act:
+def _see(model: str, what: str, address: str = "", *more: str, pages: tuple[str, ...] = ()) -> Act:
     listed = (f"GET /api/{address}/", f"GET /api/{address}/{{id}}/") if address else ()
     return Act(
         what=f"see {what}",
         permission=f"marketplace.view_{model}",
         roles=EVERYONE,
         api=(*listed, *more),
-        pages=tuple(f"marketplace_{model}_{page}" for page in ("changelist", "change")),
+        pages=tuple(f"marketplace_{model}_{page}" for page in ("changelist", "change", *pages)),
     )
 
 
@@ -80,7 +80,7 @@ def _keep(app: str, model: str, what: str) -> tuple[Act, ...]:
 ACTS: tuple[Act, ...] = (
     _see("order", "orders", "orders"),
     _see("refund", "refunds", "refunds", "GET /api/orders/{order_id}/refunds/"),
-    _see("sellertransfer", "transfers", "transfers"),
+    _see("sellertransfer", "transfers", "transfers", pages=("why",)),
     _see("transferreversal", "reversals", "reversals"),
     _see("debt", "debts of sellers", "debts", "GET /api/debts/totals/"),
     _see("seller", "sellers", "sellers"),
@@ -111,12 +111,16 @@ ACTS: tuple[Act, ...] = (
         api=("POST /api/orders/{order_id}/refunds/",),
     ),
     Act(
-        what="retry a transfer, enter its Stripe id",
+        what="retry a transfer, try it now, enter its Stripe id",
         permission="marketplace.retry_sellertransfer",
         also=("marketplace.view_sellertransfer",),
         roles=ON_CALL,
-        api=("POST /api/transfers/{id}/retry/",),
-        pages=("marketplace_sellertransfer_retry_one", "marketplace_sellertransfer_enter_transfer_id"),
+        api=("POST /api/transfers/{id}/retry/", "POST /api/transfers/{id}/try-now/"),
+        pages=(
+            "marketplace_sellertransfer_retry_one",
+            "marketplace_sellertransfer_try_now",
+            "marketplace_sellertransfer_enter_transfer_id",
+        ),
     ),
     Act(
         what="decline to pay a seller again",

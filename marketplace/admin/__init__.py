@@ -2,6 +2,6 @@
 Stripe has a say in.
 """
 
-from marketplace.admin import access, coordination, debts, refunds, sales, transfers, webhook_events
+from marketplace.admin import access, coordination, debts, refunds, reversals, sales, transfers, webhook_events
 
-__all__ = ["access", "coordination", "debts", "refunds", "sales", "transfers", "webhook_events"]
+__all__ = ["access", "coordination", "debts", "refunds", "reversals", "sales", "transfers", "webhook_events"]

@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.admin.base import OwnedInline, label
-from marketplace.states import EventStatus, RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import EventStatus, RefundStatus, ReversalStatus
 
 
 class HistoryInline(OwnedInline):
@@ -72,11 +72,6 @@ class WorkHistoryInline(HistoryInline):
             entry.last_error_code,
             entry.last_error_message,
         )
-
-
-class TransferHistoryInline(WorkHistoryInline):
-    model = apps.get_model("marketplace", "SellerTransferHistory")
-    statuses = TransferStatus
 
 
 class RefundHistoryInline(WorkHistoryInline):

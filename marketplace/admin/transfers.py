@@ -1,9 +1,12 @@
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -18,10 +21,11 @@ from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from marketplace import throttle
+from marketplace.admin import why
 from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link, money, yes_no
-from marketplace.admin.history import ReversalHistoryInline, TransferHistoryInline
 from marketplace.errors import MarketplaceError
+from marketplace.explain import transfers as explanations
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import give_backs, transfers
 from marketplace.states import ReversalStatus, TransferStatus
@@ -64,6 +68,10 @@ class ReversalInline(StatusAndMoney, ReadOnlyInline):
 
 @admin.register(SellerTransfer)
 class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
+    class Media:
+        css = {"all": ["marketplace/why.css"]}
+        js = ["marketplace/why.js"]
+
     statuses = TransferStatus
     list_display = (
         "__str__",
@@ -88,8 +96,10 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")
     search_help_text = _("A transfer's number, tr_… or trr_…, whole")
     actions = ("retry_selected",)
-    actions_detail = ("retry_one", "enter_transfer_id", "decline")
-    inlines = (ReversalInline, TransferHistoryInline)
+    # Their buttons stand in the card, with those of the debts.
+    actions_detail = ("retry_one", "try_now", "enter_transfer_id", "decline")
+    change_form_outer_before_template = "admin/marketplace/why.html"
+    inlines = (ReversalInline,)
     fieldsets = (
         (
             None,
@@ -97,8 +107,10 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
                 "fields": (
                     ("status_label", "failed_leg"),
                     ("seller_link", "order_link"),
-                    ("amount_shown", "reversed_shown", "kept_back_shown", "netted_shown"),
-                    ("gives_back_of_link", "undoes_link", "declined_shown"),
+                    ("amount_shown", "reversed_shown"),
+                    ("kept_back_shown", "netted_shown"),
+                    ("gives_back_of_link", "undoes_link"),
+                    "declined_shown",
                 )
             },
         ),
@@ -107,8 +119,9 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
             _("The worker"),
             {
                 "fields": (
-                    ("retry_count", "next_retry_at", "lease_expires_at"),
-                    ("last_error_code", "last_error_at", "last_error_request_id"),
+                    ("retry_count", "next_retry_at"),
+                    ("last_error_code", "last_error_at"),
+                    ("last_error_request_id", "lease_expires_at"),
                     "last_error_message",
                 )
             },
@@ -118,7 +131,8 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
             {
                 "fields": (
                     ("operation_id", "key_generation"),
-                    ("first_attempted_at", "in_doubt_shown", "look_first_shown"),
+                    ("in_doubt_shown", "look_first_shown"),
+                    "first_attempted_at",
                     ("created_at", "updated_at"),
                 )
             },
@@ -193,20 +207,40 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     def has_decline_permission(self, request: HttpRequest, _object_id: Any = None) -> bool:
         return self.has_view_permission(request) and request.user.has_perm("marketplace.decline_sellertransfer")
 
-    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> Any:
-        """Only the buttons that could do something."""
+    def get_actions_detail(self, _request: HttpRequest, _object_id: Any = None) -> Any:
+        """None at the page's head: those that could do something stand in the card."""
+        return []
+
+    # --- The card -------------------------------------------------------------------------------------------
+
+    def get_urls(self) -> list[Any]:
+        news = path(
+            "<int:object_id>/why/",
+            self.admin_site.admin_view(self.news),
+            name="marketplace_sellertransfer_why",
+        )
+        return [news, *super().get_urls()]
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        transfer = self.get_object(request, object_id)
+        if transfer is not None and self.has_view_permission(request, transfer):
+            extra_context = {**(extra_context or {}), **why.context(request, transfer)}
+        shown: HttpResponse = super().change_view(request, object_id, form_url, extra_context)
+        return shown
+
+    def news(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        """What the page asks for by itself: whether anything on it is shown otherwise now, and when to ask again."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
         transfer = self.get_object(request, str(object_id))
-        if transfer is None or transfer.status != TransferStatus.PERMANENTLY_FAILED:
-            return []
-        useless = set()
-        if transfer.stripe_transfer_id or transfer.failed_leg == SellerTransfer.Leg.SENDING:
-            useless.add("enter_transfer_id")
-        else:
-            useless.add("retry_one")
-        if transfer.gives_back_of_id is None or transfer.stripe_transfer_id or transfer.in_doubt:
-            useless.add("decline")
-        found = super().get_actions_detail(request, object_id)
-        return [item for item in found if item.path not in useless]
+        if transfer is None:
+            raise Http404
+        explanation = explanations.explain(transfer, user=request.user)
+        return JsonResponse({"version": why.version(transfer, explanation), "seconds": why.poll_seconds(explanation)})
+
+    # --- What an operator does ------------------------------------------------------------------------------
 
     @action(description=_("Retry selected transfers"), permissions=["retry"], icon="replay")
     def retry_selected(self, request: HttpRequest, rows: QuerySet[SellerTransfer]) -> HttpResponse | None:
@@ -236,6 +270,23 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
             return self.back(transfer)
         title = gettext("Retry %(transfer)s") % {"transfer": transfer}
         return self.ask(request, form, [transfer], title=title, submit=gettext("Retry"))
+
+    @action(
+        description=_("Try now"),
+        permissions=["retry"],
+        url_path="try_now",
+        icon="bolt",
+        variant=ActionVariant.PRIMARY,
+    )
+    def try_now(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        return self._act(
+            request,
+            object_id,
+            transfers.try_now,
+            title=gettext("Try %(transfer)s now, in place of later"),
+            submit=gettext("Try now"),
+            done=gettext("It is due now. Retries that are spent stay spent."),
+        )
 
     @action(
         description=_("Enter the Stripe id"),
@@ -275,24 +326,33 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         variant=ActionVariant.DANGER,
     )
     def decline(self, request: HttpRequest, object_id: int) -> HttpResponse:
+        return self._act(
+            request,
+            object_id,
+            give_backs.decline,
+            title=gettext("Do not pay %(seller)s again"),
+            submit=gettext("Decline"),
+            done=gettext("Declined: the seller is not paid again."),
+        )
+
+    def _act(
+        self, request: HttpRequest, object_id: int, act: Callable[..., Any], *, title: str, submit: str, done: str
+    ) -> HttpResponse:
         transfer = self.get_object(request, str(object_id))
         if transfer is None:
             return self.back(None)
         form = ReasonForm(request.POST or None)
         if form.is_valid():
+            actor = f"user:{request.user.get_username()}"
             try:
-                give_backs.decline(
-                    transfer_id=transfer.pk,
-                    actor=f"user:{request.user.get_username()}",
-                    reason=form.cleaned_data["reason"],
-                )
+                act(transfer_id=transfer.pk, actor=actor, reason=form.cleaned_data["reason"])
             except MarketplaceError as error:
                 form.add_error(None, error.message)
             else:
-                self.message_user(request, gettext("Declined: the seller is not paid again."), messages.SUCCESS)
+                self.message_user(request, done, messages.SUCCESS)
                 return self.back(transfer)
-        title = gettext("Do not pay %(seller)s again") % {"seller": transfer.seller}
-        return self.ask(request, form, [transfer], title=title, submit=gettext("Decline"))
+        asked = title % {"transfer": transfer, "seller": transfer.seller}
+        return self.ask(request, form, [transfer], title=asked, submit=submit)
 
     def _retry(self, request: HttpRequest, rows: list[SellerTransfer], reason: str) -> None:
         """Each row by itself: one that cannot be retried does not hold up the others."""
@@ -316,82 +376,3 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
             gettext("Seller"): row.seller,
             gettext("Last error"): row.last_error_code,
         }
-
-
-@admin.register(TransferReversal)
-class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
-    statuses = ReversalStatus
-    list_display = (
-        "__str__",
-        "status_label",
-        "amount_shown",
-        "cause",
-        "transfer_link",
-        "refund_link",
-        "at_stripe",
-        "created",
-    )
-    list_select_related = ("transfer", "refund")
-    list_filter = (
-        ("status", ChoicesCheckboxFilter),
-        ("cause", ChoicesCheckboxFilter),
-        ("currency", FieldTextFilter),
-        ("created_at", RangeDateTimeFilter),
-    )
-    search_fields = ("id__exact", "stripe_reversal_id__exact", "transfer__stripe_transfer_id__exact")
-    search_help_text = _("A reversal's number, trr_… or tr_…, whole")
-    inlines = (ReversalHistoryInline,)
-    fieldsets = (
-        (
-            None,
-            {
-                "fields": (
-                    ("status_label", "cause"),
-                    ("transfer_link", "refund_link"),
-                    ("amount_shown", "unwanted_shown", "settled_shown"),
-                    ("created_at", "updated_at"),
-                )
-            },
-        ),
-        (
-            _("At Stripe"),
-            {"fields": (("stripe_reversal_id", "stripe_status"), "description", "waiting_for_funds_since")},
-        ),
-        (
-            _("Our own"),
-            {"fields": (("operation_id", "key_generation"), ("first_attempted_at", "look_first_shown"))},
-        ),
-    )
-    readonly_fields = (
-        "status_label",
-        "amount_shown",
-        "unwanted_shown",
-        "settled_shown",
-        "transfer_link",
-        "refund_link",
-        "look_first_shown",
-    )
-
-    @admin.display(description=_("no longer owed"))
-    def unwanted_shown(self, reversal: TransferReversal) -> SafeString | str:
-        return money(reversal.unwanted_amount or None, reversal.currency)
-
-    @admin.display(description=_("settled another way"))
-    def settled_shown(self, reversal: TransferReversal) -> SafeString | str:
-        return money(reversal.amount_settled or None, reversal.currency)
-
-    @admin.display(description=_("look first"))
-    def look_first_shown(self, reversal: TransferReversal) -> Any:
-        return yes_no(reversal.look_first)
-
-    @admin.display(description=_("transfer"), ordering="transfer_id")
-    def transfer_link(self, reversal: TransferReversal) -> SafeString | str:
-        return link(reversal.transfer)
-
-    @admin.display(description=_("refund"), ordering="refund_id")
-    def refund_link(self, reversal: TransferReversal) -> SafeString | str:
-        return link(reversal.refund)
-
-    @admin.display(description=_("at Stripe"))
-    def at_stripe(self, reversal: TransferReversal) -> SafeString | str:
-        return code(reversal.stripe_reversal_id)
