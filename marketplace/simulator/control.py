@@ -177,7 +177,16 @@ class Control:
     def _dispute(self, rest: list[str], body: Body) -> Body:
         if not rest:
             return self.dashboard.open_dispute(**body)
-        return self.dashboard.close_dispute(rest[0], body.get("status", "lost"))
+        id_, *act = rest
+        acts: dict[str, Callable[..., Body]] = {
+            "respond": self.dashboard.respond_to_dispute,
+            "escalate": self.dashboard.escalate_dispute,
+        }
+        if not act:
+            return self.dashboard.close_dispute(id_, **{"status": "lost", **body})
+        if act[0] not in acts:
+            raise ValueError(f"a dispute can {', '.join(acts)}: not {act[0]!r}")
+        return acts[act[0]](id_)
 
     def _reversal(self, rest: list[str], body: Body) -> Body:
         return self.dashboard.stop_waiting(rest[0], body.get("status", "failed"))

@@ -188,18 +188,39 @@ class Dashboard:
             return copy.deepcopy(refunds.require_action(world, world.platform, refund))
 
     def open_dispute(
-        self, charge: str, amount: int | None = None, *, reason: str = "fraudulent", withdraw: bool = True
+        self,
+        charge: str,
+        amount: int | None = None,
+        *,
+        currency: str | None = None,
+        reason: str = "fraudulent",
+        withdraw: bool = True,
     ) -> Obj:
+        """Without `withdraw` an inquiry. `amount` and `currency`, where they are not the charge's."""
         with self._core.world.transaction() as world:
-            made = disputes.open_dispute(world, world.platform, charge, amount=amount, reason=reason, withdraw=withdraw)
+            made = disputes.open_dispute(
+                world, world.platform, charge, amount=amount, currency=currency, reason=reason, withdraw=withdraw
+            )
             return copy.deepcopy(made)
 
-    def close_dispute(self, dispute: str, status: str) -> Obj:
-        """`won`, `lost` or `warning_closed`."""
-        if status not in {"won", "lost", "warning_closed"}:
-            raise ValueError(f"a dispute is closed as won, lost or warning_closed, not {status!r}")
+    def respond_to_dispute(self, dispute: str) -> Obj:
         with self._core.world.transaction() as world:
-            return copy.deepcopy(disputes.close(world, world.platform, dispute, status=status))
+            return copy.deepcopy(disputes.respond(world, world.platform, dispute))
+
+    def escalate_dispute(self, dispute: str) -> Obj:
+        """An inquiry becomes a chargeback: now the money is withdrawn."""
+        with self._core.world.transaction() as world:
+            return copy.deepcopy(disputes.escalate(world, world.platform, dispute))
+
+    def close_dispute(self, dispute: str, status: str, reinstated: int | None = None) -> Obj:
+        """`won`, `lost`, `prevented` or `warning_closed`. `reinstated`: so much comes back, in the balance's currency;
+        without it all, of one that is won or prevented.
+        """
+        if status not in disputes.CLOSES:
+            raise ValueError(f"a dispute is closed as {', '.join(disputes.CLOSES)}, not {status!r}")
+        with self._core.world.transaction() as world:
+            closed = disputes.close(world, world.platform, dispute, status=status, reinstated=reinstated)
+            return copy.deepcopy(closed)
 
     def stop_waiting(self, reversal: str, status: str = "failed") -> Obj:
         """A pending reversal (preview mode) ends as `failed` or `canceled`."""

@@ -15,7 +15,7 @@ SLOW_METHODS = {"pm_card_pendingRefund": "succeeded", "pm_card_refundFail": "fai
 
 def create(world: World, owner: str, params: Obj) -> Obj:
     charge = _charge(world, owner, params)
-    amount = _amount(charge, params)
+    amount = _amount(world, owner, charge, params)
     if params.get("reverse_transfer") or params.get("refund_application_fee"):
         raise errors.refused(
             f"Cannot reverse the transfer of charge {charge['id']}: it has no transfer associated with "
@@ -77,11 +77,12 @@ def _charge(world: World, owner: str, params: Obj) -> Obj:
     return charge
 
 
-def _amount(charge: Obj, params: Obj) -> int:
+def _amount(world: World, owner: str, charge: Obj, params: Obj) -> int:
     left: int = charge["amount"] - charge["amount_refunded"]
     if left == 0:
         raise errors.refused(f"Charge {charge['id']} has already been refunded.", code="charge_already_refunded")
-    if charge["disputed"]:
+    disputes = world.store.table(owner, "dispute").select(charge=charge["id"])
+    if not all(each["is_charge_refundable"] for each in disputes):
         raise errors.refused(
             f"Charge {charge['id']} has been charged back; cannot issue a refund.", code="charge_disputed"
         )
