@@ -26,7 +26,7 @@ from marketplace.gateway.contract import Failure, NotFound, Postponed, Refused, 
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
 from marketplace.models import Order, Seller, WebhookEvent, together
-from marketplace.services import funds, leases, outcomes, payments, refunds, seen_at_stripe, sellers
+from marketplace.services import disputes, funds, leases, outcomes, payments, refunds, seen_at_stripe, sellers
 from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
@@ -177,7 +177,7 @@ def replay(*, event_id: int, actor: str, reason: str, if_version: frozenset[str]
 
 
 def _apply_what_waited_for(order: Order) -> None:
-    """Refunds whose events came before the payment's: now is their time, not at the end of their backoff.
+    """Refunds and disputes whose events came before the payment's: now is their time, not at the end of their backoff.
 
     Also those that were given up: Stripe may bring the payment's event days later. In the payment's own transaction, so
     that none is forgotten between the two.
@@ -338,6 +338,12 @@ def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     return "; ".join(_refund(row, refund) for refund in listed)
 
 
+def _dispute(row: WebhookEvent, body: Mapping[str, Any]) -> str:
+    facts = stripe_api.dispute_facts(body, seen_at=row.stripe_created_at, event_type=row.type)
+    dispute = disputes.record(facts, actor=_actor(row))
+    return f"{dispute.stripe_dispute_id} is {dispute.status}"
+
+
 def _transfer_reversed(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     """The object is the transfer; which reversal is new is found among those that it lists."""
     facts = stripe_api.transfer_facts(body)
@@ -382,6 +388,11 @@ HANDLERS: Mapping[str, Callable[[WebhookEvent, Mapping[str, Any]], str]] = {
     "refund.failed": _refund,
     "charge.refund.updated": _refund,
     "charge.refunded": _charge_refunded,
+    "charge.dispute.created": _dispute,
+    "charge.dispute.updated": _dispute,
+    "charge.dispute.funds_withdrawn": _dispute,
+    "charge.dispute.funds_reinstated": _dispute,
+    "charge.dispute.closed": _dispute,
     "transfer.reversed": _transfer_reversed,
     "account.updated": _account_updated,
     "account.application.deauthorized": _account_deauthorized,

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from marketplace.models import (
     DebtEntry,
+    Dispute,
     Order,
     OrderItem,
     Product,
@@ -187,6 +188,45 @@ class RefundFactory(ModelFactory[Refund]):
                 self.order.transition(to, **move)
 
 
+class DisputeFactory(ModelFactory[Dispute]):
+    """Open, about the whole order, and nothing of it counts as lost: ``amount_lost`` is borne by the platform alone.
+    ``inquiry``: no money has moved.
+    """
+
+    class Meta:
+        model = Dispute
+
+    class Params:
+        inquiry = factory.Trait(
+            status="warning_needs_response", is_charge_refundable=True, amount_withdrawn=0, fee=0, withdrawn_at=None
+        )
+        # Nobody has entered how much of the order it is.
+        needs_a_person = factory.Trait(
+            currency="usd",
+            order_amount=None,
+            last_error_code="dispute_in_another_currency",
+            last_error_message="enter how much of the order it is",
+        )
+
+    order = factory.SubFactory(OrderFactory, paid=True)
+    status = "needs_response"
+    stripe_reason = "fraudulent"
+    stripe_dispute_id = stripe_id("dp")
+    amount = factory.SelfAttribute("order.amount")
+    currency = factory.SelfAttribute("order.currency")
+    order_amount = factory.SelfAttribute("amount")
+    is_charge_refundable = False
+    evidence_due_by = factory.LazyFunction(lambda: timezone.now() + timedelta(days=7))
+    amount_withdrawn = factory.SelfAttribute("amount")
+    fee = 1500
+    balance_currency = factory.SelfAttribute("order.currency")
+    opened_at = minutes_ago(5)
+    withdrawn_at = minutes_ago(5)
+    stripe_seen_at = minutes_ago(5)
+    platform_part = factory.SelfAttribute("amount_lost")
+    amount_lost = 0
+
+
 # --- Transfers and their reversals --------------------------------------------------------------------------
 
 
@@ -270,7 +310,9 @@ class SellerTransferFactory(ModelFactory[SellerTransfer]):
 
 
 class TransferReversalFactory(ModelFactory[TransferReversal]):
-    """Owed for a succeeded refund, of all that is left. Other causes have none: ``cause=…, refund=None``."""
+    """Owed for a succeeded refund, of all that is left; ``disputed`` for a dispute. Other causes have neither:
+    ``cause=…, refund=None``.
+    """
 
     class Meta:
         model = TransferReversal
@@ -284,6 +326,11 @@ class TransferReversalFactory(ModelFactory[TransferReversal]):
         # Stripe said no to it. ``refused=False`` where its outcome is unknown.
         failed = factory.Trait(status=ReversalStatus.FAILED, first_attempted_at=minutes_ago(4), refused=True)
         canceled = factory.Trait(status=ReversalStatus.CANCELED)
+        disputed = factory.Trait(
+            cause=TransferReversal.Cause.DISPUTE,
+            refund=None,
+            dispute=factory.LazyAttribute(lambda reversal: DisputeFactory(order=reversal.transfer.order)),
+        )
 
     transfer = factory.SubFactory(SellerTransferFactory, reversal_pending=True, reversal=False)
     cause = TransferReversal.Cause.REFUND

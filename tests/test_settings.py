@@ -38,6 +38,10 @@ REFUSED = {
         {"REFUND_COMMISSION": "the buyer"},
         "REFUND_COMMISSION='the buyer' is not valid: expected one of proportional, platform_keeps, platform_bears.",
     ),
+    "no time to claw back": (
+        {"DISPUTE_CLAWBACK_ON": "won"},
+        "DISPUTE_CLAWBACK_ON='won' is not valid: expected one of opened, funds_withdrawn, lost.",
+    ),
     "no truth": (
         {"TRANSFER_RETRY_ENABLED": "perhaps"},
         "TRANSFER_RETRY_ENABLED='perhaps' is not valid: expected true or false.",

@@ -166,6 +166,9 @@ REFUND_COMMISSION = env.choice("REFUND_COMMISSION", "proportional", REFUND_COMMI
 # What becomes of what sellers gave for a refund that failed afterwards.
 NET_DEBTS = env.boolean("NET_DEBTS", "false")
 GIVE_BACK = env.choice("GIVE_BACK", "automatic", ("automatic", "ask"))
+# From when on a dispute counts as lost, and its sellers give their part: Stripe recommends once it is opened, and once
+# it is lost for sellers abroad (docs.stripe.com/connect/disputes).
+DISPUTE_CLAWBACK_ON = env.choice("DISPUTE_CLAWBACK_ON", "opened", ("opened", "funds_withdrawn", "lost"))
 
 # --- Notices: of rows that need a person ------------------------------------------------------------------------------
 

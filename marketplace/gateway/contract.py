@@ -81,6 +81,34 @@ class RefundFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DisputeFacts:
+    """A dispute as Stripe described it at ``seen_at``. ``status`` is any text of Stripe's.
+
+    ``amount`` is in the dispute's currency. What was withdrawn and reinstated, and the fee, are in that of the
+    platform's balance; 0 and empty before any money moved.
+    """
+
+    stripe_dispute_id: str
+    stripe_payment_intent_id: str
+    stripe_charge_id: str
+    amount: int
+    currency: str
+    status: str
+    stripe_reason: str
+    is_charge_refundable: bool
+    evidence_due_by: datetime | None
+    amount_withdrawn: int
+    amount_reinstated: int
+    fee: int
+    balance_currency: str
+    # That money moved, also where only the event's type says so.
+    is_withdrawn: bool
+    is_reinstated: bool
+    opened_at: datetime
+    seen_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccountFacts:
     stripe_account_id: str
     transfers_capability: str

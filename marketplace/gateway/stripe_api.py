@@ -25,6 +25,7 @@ from marketplace.gateway.contract import (
     CreateRefundAnswer,
     CreateTransferAnswer,
     Denied,
+    DisputeFacts,
     EventsListed,
     Failure,
     Gate,
@@ -349,6 +350,36 @@ def refund_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) ->
         operation_id=_metadata(body, OPERATION_ID),
         failure_reason=_text_or_none(body.get("failure_reason")),
         seen_at=seen_at or _time(body["created"]),
+    )
+
+
+def dispute_facts(body: Mapping[str, Any], *, seen_at: datetime, event_type: str) -> DisputeFacts:
+    """Raises as ``payment_facts``. ``balance_transactions`` are those of our balance: none before money moved, and the
+    fee is in none of their amounts (docs.stripe.com/api/disputes/object).
+    """
+    entries = body.get("balance_transactions") or []
+    moved = [_signed(each["amount"]) for each in entries]
+    withdrawn, reinstated = -sum(each for each in moved if each < 0), sum(each for each in moved if each > 0)
+    due_by = (body.get("evidence_details") or {}).get("due_by")
+    return DisputeFacts(
+        stripe_dispute_id=_text(body["id"]),
+        stripe_payment_intent_id=_reference(body.get("payment_intent")),
+        stripe_charge_id=_reference(body.get("charge")),
+        amount=_whole(body["amount"]),
+        currency=_text(body["currency"]),
+        status=_text(body["status"]),
+        stripe_reason=_text_or_none(body.get("reason")),
+        is_charge_refundable=_truth(body.get("is_charge_refundable", False)),
+        evidence_due_by=None if due_by is None else _time(due_by),
+        amount_withdrawn=withdrawn,
+        amount_reinstated=reinstated,
+        # Below zero where Stripe gives it back.
+        fee=max(sum(_signed(each["fee"]) for each in entries), 0),
+        balance_currency=_text(entries[0]["currency"]) if entries else "",
+        is_withdrawn=withdrawn > 0 or event_type == "charge.dispute.funds_withdrawn",
+        is_reinstated=reinstated > 0 or event_type == "charge.dispute.funds_reinstated",
+        opened_at=_time(body["created"]),
+        seen_at=seen_at,
     )
 
 

@@ -3,6 +3,7 @@
 from marketplace.models.api_requests import ApiPace, IdempotentRequest
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
+from marketplace.models.disputes import Dispute
 from marketplace.models.funds import BalanceWatch
 from marketplace.models.notices import NOTICES_CHANNEL, Notice, NoticeMessage
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
@@ -12,6 +13,7 @@ from marketplace.models.transfers import (
     REVERSING_CHANNEL,
     SENDING_CHANNEL,
     SellerTransfer,
+    Source,
     TransferReversal,
 )
 from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
@@ -28,6 +30,7 @@ __all__ = [
     "CircuitBreaker",
     "Debt",
     "DebtEntry",
+    "Dispute",
     "IdempotentRequest",
     "Notice",
     "NoticeMessage",
@@ -39,6 +42,7 @@ __all__ = [
     "RequestAllowance",
     "Seller",
     "SellerTransfer",
+    "Source",
     "TransferReversal",
     "WebhookEvent",
     "WorkerHeartbeat",

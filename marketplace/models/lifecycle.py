@@ -39,7 +39,7 @@ class Lifecycle(models.Model):
 
     def transition(
         self,
-        to: models.TextChoices,
+        to: str,
         *,
         reason: str,
         actor: str,
@@ -58,9 +58,12 @@ class Lifecycle(models.Model):
             StaleTransition: someone moved the row first, or the lease is no longer ours; nothing was changed.
 
         """
-        if to not in self.TRANSITIONS.get(self.status, ()):
+        if not self.allows(to):
             raise IllegalTransition(f"{self._meta.verbose_name} {self.pk} cannot go from {self.status} to {to}")
-        self._write({**fields, "status": to.value}, reason=reason, actor=actor, attempt=attempt, held_by=held_by)
+        self._write({**fields, "status": str(to)}, reason=reason, actor=actor, attempt=attempt, held_by=held_by)
+
+    def allows(self, to: str) -> bool:
+        return to in self.TRANSITIONS.get(self.status, ())
 
     def change(
         self,
@@ -325,9 +328,9 @@ def never_deleted() -> pgtrigger.Trigger:
     return pgtrigger.Protect(name="never_deleted", operation=pgtrigger.Delete)
 
 
-def tracked(model_name: str, *fields: str) -> Any:
-    """Append-only history by trigger: each change of the status, and each failed attempt that left it as it was. What
-    has a history is never deleted, by whatever statement.
+def tracked(model_name: str, *fields: str, also: Sequence[str] = ()) -> Any:
+    """Append-only history by trigger: each change of the status, and each failed attempt, or change of the columns in
+    ``also``, that left it as it was. What has a history is never deleted, by whatever statement.
 
     Who, why and which attempt stand in the row itself (``pgh_context``), so that history needs no second table.
     """
@@ -338,6 +341,10 @@ def tracked(model_name: str, *fields: str) -> Any:
     if "last_error_at" in fields:
         failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
         trackers.append(pghistory.UpdateEvent("attempt", condition=pgtrigger.Condition(failed_again)))
+    if also:
+        changed = " OR ".join(f"OLD.{column} IS DISTINCT FROM NEW.{column}" for column in also)
+        otherwise = pgtrigger.Condition(f"OLD.status = NEW.status AND ({changed})")
+        trackers.append(pghistory.UpdateEvent("change", condition=otherwise))
     track = _history(model_name, fields, trackers)
     keep = pgtrigger.register(never_deleted())
     return lambda model: keep(track(model))

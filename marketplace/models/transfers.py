@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
+from marketplace.models.disputes import Dispute
 from marketplace.models.lifecycle import (
     Lifecycle,
     Work,
@@ -22,6 +23,9 @@ from marketplace.models.refunds import Refund
 from marketplace.models.sales import Order, Seller
 from marketplace.money import Money
 from marketplace.states import ALLOWED_TRANSITIONS, REVERSAL_TRANSITIONS, ReversalStatus, TransferStatus
+
+# What sellers owe for.
+Source = Refund | Dispute
 
 SENDING_CHANNEL = "veza_transfers"
 REVERSING_CHANNEL = "veza_reversals"
@@ -443,6 +447,15 @@ class TransferReversal(Lifecycle):
         blank=True,
         related_name="reversals",
     )
+    dispute = models.ForeignKey(
+        Dispute,
+        verbose_name=_("dispute"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        db_index=False,
+        related_name="reversals",
+    )
     amount = models.BigIntegerField(_("amount"), help_text=_("To take back, in the currency's minor unit."))
     currency = models.CharField(_("currency"), max_length=3)
     # Sent as metadata, so that a reversal at Stripe can be recognised as this one.
@@ -554,7 +567,9 @@ class TransferReversal(Lifecycle):
             ),
             models.CheckConstraint(
                 name="reversal_cause_has_source",
-                condition=(Q(cause="refund") & Q(refund__isnull=False)) | (~Q(cause="refund") & Q(refund__isnull=True)),
+                condition=Q(cause="refund", refund__isnull=False, dispute=None)
+                | Q(cause="dispute", dispute__isnull=False, refund=None)
+                | (~Q(cause__in=["refund", "dispute"]) & Q(refund=None, dispute=None)),
             ),
             models.UniqueConstraint(
                 name="reversal_stripe_id_once",
@@ -568,10 +583,17 @@ class TransferReversal(Lifecycle):
                 # Nor one of which a part was settled in another way, so that the rest is a row of its own.
                 condition=Q(status__in=["pending", "succeeded"], in_place_of=None),
             ),
+            # Nor one that a win made good: what is lost after all is a row in place of it.
+            models.UniqueConstraint(
+                name="reversal_once_per_dispute",
+                fields=["dispute", "transfer"],
+                condition=Q(dispute__isnull=False, status__in=["pending", "succeeded"], in_place_of=None),
+            ),
             is_currency("reversal_currency"),
         ]
         indexes = [
             models.Index(name="reversals_owed", fields=["transfer", "id"], condition=Q(status="pending")),
+            models.Index(name="reversals_of_disputes", fields=["dispute"], condition=~Q(dispute=None)),
             models.Index(name="reversals_failed", fields=["transfer", "id"], condition=Q(status="failed")),
         ]
 
@@ -581,6 +603,14 @@ class TransferReversal(Lifecycle):
     @property
     def money(self) -> Money:
         return Money(self.amount, self.currency)
+
+    @property
+    def source(self) -> Source | None:
+        """What it is owed for; None where a person or Stripe took it for reasons of their own."""
+        return self.refund or self.dispute
+
+    def is_owed_for(self, source: Source) -> bool:
+        return source.pk == (self.refund_id if isinstance(source, Refund) else self.dispute_id)
 
     @property
     def amount_settled(self) -> int:

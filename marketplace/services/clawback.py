@@ -1,8 +1,10 @@
-"""What the sellers of an order owe, or get back: levelled after whatever changes what the buyer has got back.
+"""What the sellers of an order owe, or get back: levelled after whatever changes what the buyer has got back, by
+refunds or disputes.
 
 What each seller must have given is a function of the facts that stand now (``shares.targets``). Where less was taken,
-the rest is owed; where more was taken in the name of refunds, it is given back. So any order of events, any number of
-times, ends in the same place. What was taken by other hands counts as taken, and is never given back by a program.
+the rest is owed; where more was taken in the name of refunds and disputes, it is given back. So any order of events,
+any number of times, ends in the same place. What was taken by other hands counts as taken, and is never given back by a
+program.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,19 +15,47 @@ from django.db import transaction
 from django.db.models import Sum
 
 from marketplace import money
-from marketplace.errors import Unwanted
+from marketplace.errors import UnknownOrder, Unwanted
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP, InsufficientFunds, NotFound, Refused
-from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal, taking_back
+from marketplace.models import (
+    Dispute,
+    Order,
+    Refund,
+    RefundItem,
+    SellerTransfer,
+    Source,
+    TransferReversal,
+    taking_back,
+)
 from marketplace.services import debts, give_backs, outcomes, reversals
 from marketplace.services.reversals import Claimed, ReversalAnswer
 from marketplace.shares import Loss, RefundCommission, Sale, targets
-from marketplace.states import RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
 NOT_REFUNDED = (RefundStatus.FAILED, RefundStatus.CANCELED)
 # Causes of our own: what went back to the buyer. The others are a person's, or Stripe's.
-OWN = frozenset({TransferReversal.Cause.REFUND})
+OWN = frozenset({TransferReversal.Cause.REFUND, TransferReversal.Cause.DISPUTE})
+
+
+_OWED_OR_DONE = {ReversalStatus.PENDING, ReversalStatus.SUCCEEDED}
+
+
+def locked(what: str, *ways: tuple[str, str]) -> taking_back.Found:
+    """The paid order of a refund or dispute, found by the first of the ``ways`` (how, Stripe's id) that leads to one.
+
+    Orders are locked first and transfers after them, by everyone: no two refunds of an order decide at once.
+    Raises ``UnknownOrder``; ``what`` is for its message.
+    """
+    found = None
+    for by, stripe_id in ways:
+        found = found or (taking_back.found(by, stripe_id) if stripe_id else None)
+    if found is None:
+        raise UnknownOrder(f"{what} {' or '.join(stripe_id for _, stripe_id in ways[:-1] if stripe_id)}")
+    if found.order.status == OrderStatus.PENDING:
+        raise UnknownOrder(f"{what} order {found.order.pk}, of whose payment we have not heard yet")
+    return found
 
 
 # --- What was taken ---------------------------------------------------------------------------------------------------
@@ -35,8 +65,8 @@ OWN = frozenset({TransferReversal.Cause.REFUND})
 class Taken:
     """Of a seller's share of an order, in minor units: never sent, owed back, or come back.
 
-    ``own`` in the name of refunds; ``total`` by anybody, or left with the platform by a person's decision. What was
-    netted from the share for debts of other orders is not taken: the seller has had it.
+    ``own`` in the name of refunds and disputes; ``total`` by anybody, or left with the platform by a person's decision.
+    What was netted from the share for debts of other orders is not taken: the seller has had it.
     """
 
     total: int
@@ -86,6 +116,11 @@ def losses(refunds: Sequence[Refund]) -> list[Loss]:
         for number, seller, amount in listed.values_list("refund_id", "item__seller_id", "amount"):
             goods[number].append((seller, amount))
     return [loss(refund.amount, goods.get(refund.pk, ())) for refund in refunds]
+
+
+def lost_by(disputes: Iterable[Dispute]) -> list[Loss]:
+    """What counts as lost by these disputes now."""
+    return [loss(each.amount_lost, ()) for each in disputes if each.amount_lost]
 
 
 def loss(amount: int, goods: Sequence[tuple[int, int]]) -> Loss:
@@ -161,7 +196,7 @@ def holding(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal
 # --- Taking and giving back -------------------------------------------------------------------------------------------
 
 
-def level(found: taking_back.Found, *, source: Refund, actor: str, reason: str) -> None:
+def level(found: taking_back.Found, *, source: Source, actor: str, reason: str) -> None:
     """Write down what each seller owes now, or gets back, and make it due. No call is made.
 
     ``source`` is what changed, and what new debts are owed for. Runs in the caller's transaction, which has locked what
@@ -187,7 +222,7 @@ def level(found: taking_back.Found, *, source: Refund, actor: str, reason: str) 
 
 
 def _standing(found: taking_back.Found) -> list[Loss]:
-    return losses([each for each in found.refunds if counts(each)])
+    return [*losses([each for each in found.refunds if counts(each)]), *lost_by(found.disputes)]
 
 
 def _owe(
@@ -195,7 +230,7 @@ def _owe(
     rows: Sequence[TransferReversal],
     amount: int,
     *,
-    source: Refund,
+    source: Source,
     actor: str,
     reason: str,
 ) -> None:
@@ -206,17 +241,21 @@ def _owe(
             row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount - again)
             amount -= again
     if amount:
+        is_refund = isinstance(source, Refund)
+        # A dispute that was won can be lost after all. The row of the first time stays.
+        earlier = [each for each in rows if each.is_owed_for(source) and each.status in _OWED_OR_DONE]
         reversals.owe(
             transfer,
             amount=amount,
-            cause=TransferReversal.Cause.REFUND,
-            refund=source,
+            cause=TransferReversal.Cause.REFUND if is_refund else TransferReversal.Cause.DISPUTE,
+            source=source,
+            in_place_of=min(earlier, key=lambda each: each.pk) if earlier and not is_refund else None,
             actor=actor,
             reason=reason,
         )
 
 
-def give_back(found: taking_back.Found, *, source: Refund, actor: str, reason: str) -> int:
+def give_back(found: taking_back.Found, *, source: Source, actor: str, reason: str) -> int:
     """The half of ``level`` that gives; so much in all, in minor units."""
     holdings = []
     own: dict[int, int] = {}
@@ -264,6 +303,7 @@ def _after_settling(claimed: Claimed, answer: ReversalAnswer, *, actor: str) -> 
         if is_unwanted and isinstance(answer, InsufficientFunds | NotFound | Refused):
             # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent.
             reversals.relieve(transfer, actor=actor, reason="no longer owed")
-    if claimed.reversal.refund is not None:
-        source = next(each for each in found.refunds if each.pk == claimed.reversal.refund_id)
+    sources: list[Source] = [*found.refunds, *found.disputes]
+    source = next((each for each in sources if claimed.reversal.is_owed_for(each)), None)
+    if source is not None:
         level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")

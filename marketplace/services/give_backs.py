@@ -1,4 +1,4 @@
-"""Giving sellers back what was taken from them for nothing: their refund failed, or was canceled.
+"""Giving sellers back what was taken from them for nothing: their refund failed or was canceled, a dispute was won.
 
 First debts that nobody has collected are dropped, then transfers that are not sent yet grow again; only what really
 came back is paid once more, by a transfer of its own.
@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from marketplace.errors import NotAllowedNow
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP
-from marketplace.models import GIVE_BACK_UNDECIDED, Refund, SellerTransfer, TransferReversal, together
+from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer, Source, TransferReversal, together
 from marketplace.services import outcomes, reversals, statement_lines
 from marketplace.states import ReversalStatus, TransferStatus
 
@@ -26,7 +26,7 @@ OfSeller = Sequence[tuple[SellerTransfer, Sequence[TransferReversal]]]
 
 
 def give_back(
-    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Source, actor: str, reason: str
 ) -> None:
     """Give one seller ``amount`` (minor units) back, of what these transfers of one order, each with all its reversals,
     lost by reversals whose cause is in ``own``. Runs in the caller's transaction, which holds their locks.
@@ -38,14 +38,14 @@ def give_back(
 
 
 def _drop_debts(
-    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Source, actor: str, reason: str
 ) -> int:
     """Those of ``source`` first, then the newest. One that may be at Stripe is looked for there, and canceled only if
     it is not. What is left of ``amount``.
     """
     touched: dict[int, SellerTransfer] = {}
     debts = [(transfer, row) for transfer, rows in transfers for row in rows if row.cause in own and _is_owed(row)]
-    for transfer, row in sorted(debts, key=lambda debt: (debt[1].refund_id != source.pk, -debt[1].pk)):
+    for transfer, row in sorted(debts, key=lambda debt: (not debt[1].is_owed_for(source), -debt[1].pk)):
         part = min(row.amount_open, amount)
         if not part:
             continue
@@ -83,7 +83,7 @@ def _grow(transfers: OfSeller, amount: int, *, actor: str, reason: str, **_: Any
 
 
 def _pay_again(
-    transfers: OfSeller, amount: int, *, own: Container[str], source: Refund, actor: str, reason: str
+    transfers: OfSeller, amount: int, *, own: Container[str], source: Source, actor: str, reason: str
 ) -> int:
     """New transfers for what was kept back or reversed. What is left of ``amount``."""
     for transfer, undone, most in _taken(transfers, own=own, source=source):
@@ -95,7 +95,7 @@ def _pay_again(
 
 
 def _taken(
-    transfers: OfSeller, *, own: Container[str], source: Refund
+    transfers: OfSeller, *, own: Container[str], source: Source
 ) -> Iterator[tuple[SellerTransfer, TransferReversal | None, int]]:
     for transfer, _rows in transfers:
         yield transfer, None, _kept_back(transfer, transfers)
@@ -105,7 +105,7 @@ def _taken(
         for row in rows
         if row.cause in own and (row.status == ReversalStatus.SUCCEEDED or row.amount_recovered)
     ]
-    for transfer, row in sorted(done, key=lambda each: (each[1].refund_id != source.pk, -each[1].pk)):
+    for transfer, row in sorted(done, key=lambda each: (not each[1].is_owed_for(source), -each[1].pk)):
         reversed_amount = row.amount if row.status == ReversalStatus.SUCCEEDED else 0
         yield transfer, row, reversed_amount + row.amount_recovered - _given_back(transfer, row.pk, transfers)
 

@@ -23,7 +23,6 @@ from marketplace.errors import (
     PlanChanged,
     StaleTransition,
     TooMuch,
-    UnknownOrder,
 )
 from marketplace.gateway.contract import (
     Busy,
@@ -51,7 +50,7 @@ from marketplace.models import (
     taking_back,
     together,
 )
-from marketplace.services import clawback, leases, outcomes
+from marketplace.services import clawback, disputes, leases, outcomes
 from marketplace.shares import Loss
 from marketplace.states import OrderStatus, RefundStatus
 
@@ -196,15 +195,22 @@ def _check(order: Order, amount: int) -> None:
         raise NotAllowedNow(f"order {order.pk} is not paid, so there is nothing to refund")
     if not order.stripe_payment_intent_id:
         raise NotAllowedNow(f"order {order.pk} has no payment intent, so Stripe cannot be asked to refund it")
+    refused = next((each for each in order.disputes.all() if disputes.refuses_refunds(each)), None)
+    if refused is not None:
+        raise NotAllowedNow(
+            f"order {order.pk} is disputed ({refused.stripe_dispute_id} is {refused.status}): Stripe refunds no charge"
+            " that was charged back"
+        )
     left = refundable(order)
     if amount > left:
         raise TooMuch(f"{amount} is more than the {left} {order.currency} left to refund on order {order.pk}")
 
 
 def refundable(order: Order) -> int:
-    """Minor units of the order that no refund has taken, or is about to take."""
+    """Minor units of the order that no refund has taken, or is about to take, and no dispute."""
     taken = order.refunds.exclude(status__in=GIVEN_UP).aggregate(total=Sum("amount"))["total"] or 0
-    return max(order.amount - taken, 0)
+    lost = order.disputes.aggregate(total=Sum("amount_lost"))["total"] or 0
+    return max(order.amount - taken - lost, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +243,7 @@ def planned(order: Order, amount: int, chosen: Sequence[RefundItem] = ()) -> Pla
     _check(order, amount)
     transfers = list(order.transfers.order_by("id").prefetch_related("reversals"))
     losses = clawback.losses([each for each in order.refunds.all() if each.status not in GIVEN_UP])
+    losses += clawback.lost_by(order.disputes.all())
     loss = clawback.loss(amount, [(item.item.seller_id, item.amount) for item in chosen])
     holdings = [clawback.holding(transfer, transfer.reversals.all()) for transfer in transfers]
     # What those under way will take as well.
@@ -494,23 +501,12 @@ def _status(facts: RefundFacts) -> RefundStatus:
 
 
 def _locked(facts: RefundFacts) -> taking_back.Found:
-    """Orders are locked first and transfers after them, by everyone: no two refunds of an order decide at once."""
-    found = None
-    for by, stripe_id in (
+    return clawback.locked(
+        f"{facts.stripe_refund_id} refunds",
         (taking_back.BY_PAYMENT_INTENT, facts.stripe_payment_intent_id),
         (taking_back.BY_CHARGE, facts.stripe_charge_id),
         (taking_back.BY_REFUND, facts.stripe_refund_id),
-    ):
-        found = found or (taking_back.found(by, stripe_id) if stripe_id else None)
-    if found is None:
-        raise UnknownOrder(
-            f"{facts.stripe_refund_id} refunds {facts.stripe_payment_intent_id or facts.stripe_charge_id}"
-        )
-    if found.order.status == OrderStatus.PENDING:
-        raise UnknownOrder(
-            f"{facts.stripe_refund_id} refunds order {found.order.pk}, of whose payment we have not heard yet"
-        )
-    return found
+    )
 
 
 def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:

@@ -33,7 +33,16 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
-from marketplace.models import REVERSING_CHANNEL, Refund, SellerTransfer, TransferReversal, confirmation, together
+from marketplace.models import (
+    REVERSING_CHANNEL,
+    Dispute,
+    Refund,
+    SellerTransfer,
+    Source,
+    TransferReversal,
+    confirmation,
+    together,
+)
 from marketplace.services import funds, leases, outcomes, statement_lines
 from marketplace.states import ReversalStatus, TransferStatus
 
@@ -79,8 +88,10 @@ class Claimed:
     @property
     def reason(self) -> str:
         """Sent as metadata: equal in every attempt, for Stripe compares the parameters under a key."""
-        refund = self.reversal.refund_id
-        return f"refund {refund}" if refund else str(self.reversal.cause)
+        owed = self.reversal
+        if owed.refund_id:
+            return f"refund {owed.refund_id}"
+        return f"dispute {owed.dispute_id}" if owed.dispute_id else str(owed.cause)
 
 
 # --- Owing ------------------------------------------------------------------------------------------------------------
@@ -91,7 +102,7 @@ def owe(
     *,
     amount: int,
     cause: TransferReversal.Cause,
-    refund: Refund | None,
+    source: Source | None,
     actor: str,
     reason: str,
     in_place_of: TransferReversal | None = None,
@@ -107,7 +118,7 @@ def owe(
         return
     if transfer.status in {TransferStatus.REVERSED, TransferStatus.CANCELED}:
         raise NotAllowedNow(f"transfer {transfer.pk} is {transfer.status}: nothing is left to take back")
-    create(transfer, amount=amount, cause=cause, refund=refund, actor=actor, reason=reason, in_place_of=in_place_of)
+    create(transfer, amount=amount, cause=cause, source=source, actor=actor, reason=reason, in_place_of=in_place_of)
     if transfer.status in {TransferStatus.COMPLETED, TransferStatus.PARTIALLY_REVERSED}:
         transfer.transition(
             TransferStatus.REVERSAL_PENDING, reason=reason, actor=actor, next_retry_at=Now(), retry_count=0
@@ -122,7 +133,7 @@ def create(
     *,
     amount: int,
     cause: TransferReversal.Cause,
-    refund: Refund | None,
+    source: Source | None,
     actor: str,
     reason: str,
     **fields: Any,
@@ -132,7 +143,8 @@ def create(
         amount=amount,
         currency=transfer.currency,
         cause=cause,
-        refund=refund,
+        refund=source if isinstance(source, Refund) else None,
+        dispute=source if isinstance(source, Dispute) else None,
         description=statement_lines.of_reversal(transfer, cause),
         **fields,
     )
@@ -217,7 +229,7 @@ def owe_again(undone: TransferReversal, transfer: SellerTransfer, *, amount: int
         transfer,
         amount=owed,
         cause=TransferReversal.Cause(undone.cause),
-        refund=undone.refund,
+        source=undone.source,
         actor=actor,
         reason=reason,
         in_place_of=undone.in_place_of or undone,
@@ -304,7 +316,7 @@ def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:
                 transfer,
                 amount=transfer.amount_unreversed,
                 cause=TransferReversal.Cause.OPERATOR,
-                refund=None,
+                source=None,
                 actor="reversal worker",
                 reason="the row said that a reversal is owed, without a record of it",
                 first_attempted_at=Now(),
@@ -582,7 +594,7 @@ class _Settlement:
             self.transfer,
             amount=old.amount,
             cause=TransferReversal.Cause(old.cause),
-            refund=old.refund,
+            source=old.source,
             actor=self.actor,
             reason=reason,
             in_place_of=old.in_place_of or old,
@@ -739,7 +751,7 @@ def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: s
                 transfer,
                 amount=facts.amount,
                 cause=TransferReversal.Cause(cause.cause) if cause else TransferReversal.Cause.SEEN_AT_STRIPE,
-                refund=cause.refund if cause else None,
+                source=cause.source if cause else None,
                 actor=actor,
                 reason=reason,
                 status=ReversalStatus.SUCCEEDED,
@@ -750,9 +762,10 @@ def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: s
 
 
 def _is_replaced(canceled: TransferReversal, recorded: Sequence[TransferReversal]) -> bool:
-    """Another one is owed, or done, for the same refund."""
+    """Another one is owed, or done, for the same refund or dispute."""
     standing = {ReversalStatus.PENDING, ReversalStatus.SUCCEEDED}
-    return any(each.refund_id == canceled.refund_id and each.status in standing for each in recorded)
+    of = (canceled.refund_id, canceled.dispute_id)
+    return any((each.refund_id, each.dispute_id) == of and each.status in standing for each in recorded)
 
 
 # --- Retrying by an operator ------------------------------------------------------------------------------------------
@@ -789,7 +802,7 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
                 transfer,
                 amount=amount,
                 cause=TransferReversal.Cause(reversal.cause),
-                refund=reversal.refund,
+                source=reversal.source,
                 actor=actor,
                 reason=f"{reason}; in place of reversal {reversal.pk}",
                 in_place_of=reversal.in_place_of or reversal,

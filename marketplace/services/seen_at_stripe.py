@@ -62,11 +62,11 @@ def record(facts: TransferFacts, listed: Sequence[ReversalFacts], *, actor: str)
 
 def _give_back(transfer: SellerTransfer, adopted: Sequence[TransferReversal], *, reason: str, actor: str) -> None:
     """What Stripe did of our own after it was no longer owed."""
-    refund = next((each.refund for each in adopted if each.refund is not None), None)
-    if refund is not None:
+    source = next((each.source for each in adopted if each.source is not None), None)
+    if source is not None:
         found = taking_back.found(taking_back.BY_ID, transfer.order_id)
         assert found is not None
-        clawback.give_back(found, source=refund, reason=reason, actor=actor)
+        clawback.give_back(found, source=source, reason=reason, actor=actor)
 
 
 def _locked(facts: TransferFacts) -> SellerTransfer | None:

@@ -13,8 +13,11 @@ _REASONS = {
 
 
 def of_transfer(transfer: SellerTransfer) -> str:
-    again = "paid again, a refund did not go through" if transfer.gives_back_of_id else "your share of the sale"
-    return f"Order {transfer.order_id}: {again}"
+    what = "your share of the sale"
+    if transfer.gives_back_of_id:
+        is_won = transfer.undoes is not None and transfer.undoes.cause == TransferReversal.Cause.DISPUTE
+        what = "paid again, the dispute was won" if is_won else "paid again, a refund did not go through"
+    return f"Order {transfer.order_id}: {what}"
 
 
 def of_reversal(transfer: SellerTransfer, cause: TransferReversal.Cause) -> str:

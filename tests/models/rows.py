@@ -6,7 +6,7 @@ import pytest
 from django.db.models import TextChoices
 from django.db.models.functions import Now
 
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.models import Dispute, Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
 from marketplace.models.lifecycle import Lifecycle
 from marketplace.states import OrderStatus
 from tests.factories import (
@@ -61,6 +61,8 @@ def going_with(row: Any, to: TextChoices) -> dict[str, Any]:
     if isinstance(row, Refund):
         fields = {"stripe_refund_id": row.stripe_refund_id or "re_step", "next_retry_at": None}
         return {**fields, "succeeded_at": Now()} if to == "succeeded" else fields
+    if isinstance(row, Dispute):
+        return {}
     if isinstance(row, Order):
         refunded = {"partially_refunded": 1, "refunded": row.amount}.get(str(to), 0)
         return {"amount_refunded": refunded, "paid_at": Now()}

@@ -14,6 +14,7 @@ from django.utils import timezone
 from marketplace.models import (
     BalanceWatch,
     CircuitBreaker,
+    Dispute,
     IdempotentRequest,
     Notice,
     NoticeMessage,
@@ -31,6 +32,7 @@ from marketplace.models import (
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
     DebtEntryFactory,
+    DisputeFactory,
     OrderFactory,
     OrderItemFactory,
     ProductFactory,
@@ -108,6 +110,16 @@ def reversal_twice() -> Violation:
     return lambda: TransferReversalFactory(transfer=first.transfer, refund=first.refund, amount=1000)
 
 
+def disputed_twice() -> Violation:
+    first = TransferReversalFactory(disputed=True, amount=1000)
+    return lambda: TransferReversalFactory(disputed=True, transfer=first.transfer, dispute=first.dispute, amount=1000)
+
+
+def dispute_id_twice() -> Violation:
+    taken = DisputeFactory().stripe_dispute_id
+    return lambda: DisputeFactory(stripe_dispute_id=taken)
+
+
 def debt_entry(**wrong: Any) -> Violation:
     return lambda: DebtEntryFactory(book=False, **wrong)
 
@@ -148,6 +160,15 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "refund_item_positive": lambda: refund_item(quantity=0),
     "refund_item_once": refund_item_twice,
     "refund_currency": lambda: lambda: RefundFactory(currency="euro"[:3].upper()),
+    "dispute_has_status": lambda: lambda: DisputeFactory(status=""),
+    "dispute_amounts_not_negative": lambda: lambda: DisputeFactory(fee=-1),
+    "dispute_entered_positive": lambda: lambda: DisputeFactory(entered_amount=0),
+    "dispute_lost_within_part": lambda: lambda: DisputeFactory(amount_lost=5001),
+    "dispute_parts_are_the_amount_lost": lambda: (
+        lambda: DisputeFactory(amount_lost=1000, seller_parts={"1": 700, "2": 199}, platform_part=100)
+    ),
+    "dispute_stripe_id_once": dispute_id_twice,
+    "dispute_currency": lambda: lambda: DisputeFactory(currency="EUR"),
     "transfer_amount_positive": lambda: lambda: SellerTransferFactory(amount=0, order=OrderFactory(paid=True)),
     "transfer_kept_back_not_negative": lambda: lambda: SellerTransferFactory(amount_kept_back=-1),
     "transfer_reversed_within_amount": lambda: (
@@ -183,6 +204,7 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "reversal_cause_has_source": lambda: lambda: TransferReversalFactory(cause=Cause.OPERATOR),
     "reversal_stripe_id_once": reversal_id_twice,
     "reversal_once_per_refund": reversal_twice,
+    "reversal_once_per_dispute": disputed_twice,
     "reversal_currency": lambda: lambda: TransferReversalFactory(currency="Eur"),
     "transfer_netted_not_negative": lambda: lambda: SellerTransferFactory(amount_netted=-1),
     "reversal_settled_within_amount": lambda: lambda: TransferReversalFactory(failed=True, amount_recovered=-1),
@@ -259,6 +281,11 @@ FURTHER: dict[str, Violation] = {
     "transfer_waiting_has_due_time": lambda: SellerTransferFactory(next_retry_at=None),
     "transfer_not_sent_has_no_id": lambda: SellerTransferFactory(canceled=True, stripe_transfer_id="tr_1"),
     "reversal_cause_has_source": lambda: TransferReversalFactory(refund=None),
+    "dispute_lost_within_part": lambda: DisputeFactory(needs_a_person=True, amount_lost=1),
+    "dispute_parts_are_the_amount_lost": lambda: DisputeFactory(
+        amount_lost=1000, seller_parts={"1": 1100}, platform_part=-100
+    ),
+    "dispute_amounts_not_negative": lambda: DisputeFactory(amount_reinstated=-1),
     "transfer_amount_positive": lambda: SellerTransferFactory(amount=0, canceled=True, order=OrderFactory(paid=True)),
     "reversal_settled_within_amount": lambda: TransferReversalFactory(
         canceled=True, amount=5000, amount_recovered=4000, amount_written_off=1001
@@ -346,6 +373,22 @@ def test_a_reversal_that_was_given_up_is_not_in_the_way_of_the_next(given_up: st
     assert TransferReversal.objects.count() == 2
 
 
+def test_what_a_dispute_takes_once_more_is_in_place_of_the_first() -> None:
+    first = TransferReversalFactory(disputed=True, amount=1000)
+    again = {"transfer": first.transfer, "dispute": first.dispute, "amount": 1000, "in_place_of": first}
+    TransferReversalFactory(disputed=True, **again)
+    assert TransferReversal.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cause": Cause.DISPUTE}, {"cause": Cause.REFUND}, {"cause": Cause.OPERATOR}], ids=lambda w: w["cause"]
+)
+def test_a_reversal_has_one_source_that_fits_its_cause(wrong: dict[str, Any]) -> None:
+    sources = {"refund": RefundFactory(), "dispute": DisputeFactory()}
+    with pytest.raises(IntegrityError, match="reversal_cause_has_source"), transaction.atomic():
+        TransferReversalFactory(**sources, **wrong)
+
+
 def test_a_reversal_seen_at_stripe_has_no_refund() -> None:
     TransferReversalFactory(cause=Cause.SEEN_AT_STRIPE, refund=None, succeeded=True)
 
@@ -358,13 +401,16 @@ def test_amounts_are_as_large_as_postgresql_can_count() -> None:
     assert OrderFactory(amount=LARGEST_AMOUNT).amount == LARGEST_AMOUNT
 
 
-@pytest.mark.parametrize("model", [Seller, Product, Order, Refund, SellerTransfer, TransferReversal, WebhookEvent])
+@pytest.mark.parametrize(
+    "model", [Seller, Product, Order, Refund, Dispute, SellerTransfer, TransferReversal, WebhookEvent]
+)
 def test_every_row_has_a_name_for_people(model: Any) -> None:
     make = {
         Seller: SellerFactory,
         Product: ProductFactory,
         Order: OrderFactory,
         Refund: RefundFactory,
+        Dispute: DisputeFactory,
         SellerTransfer: SellerTransferFactory,
         TransferReversal: TransferReversalFactory,
         WebhookEvent: WebhookEventFactory,

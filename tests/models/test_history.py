@@ -8,15 +8,16 @@ from django.db.models import ProtectedError
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.errors import IllegalTransition
+from marketplace.models import Dispute, Order, Refund, SellerTransfer, TransferReversal
 from marketplace.models.lifecycle import Lifecycle
 from marketplace.states import TransferStatus
-from tests.factories import OrderFactory, RefundFactory, SellerTransferFactory, TransferReversalFactory
+from tests.factories import DisputeFactory, OrderFactory, RefundFactory, SellerTransferFactory, TransferReversalFactory
 from tests.models.rows import going_with, row_in
 
 pytestmark = pytest.mark.django_db
 
-TRACKED: list[type[Lifecycle]] = [SellerTransfer, TransferReversal, Refund, Order]
+TRACKED: list[type[Lifecycle]] = [SellerTransfer, TransferReversal, Refund, Order, Dispute]
 REFUSED = "Cannot update or delete rows"
 BY = {"reason": "the buyer was refunded", "actor": "webhook:evt_1"}
 
@@ -28,6 +29,9 @@ def told(row: Any) -> list[tuple[str, str, Any]]:
 
 def a_step(model: type[Lifecycle]) -> tuple[Any, Any]:
     """A row in its first status, and a status that may follow."""
+    if model is Dispute:
+        # Stripe's own words, and any step between them.
+        return DisputeFactory(), "lost"
     old = next(iter(model.TRANSITIONS))
     return row_in(model, old), min(model.TRANSITIONS[old])
 
@@ -37,7 +41,7 @@ def test_a_step_is_told_with_who_why_and_which_attempt(model: type[Lifecycle]) -
     row, to = a_step(model)
     known = len(told(row))
     row.transition(to, **BY, attempt=3, **going_with(row, to))
-    assert told(row)[known:] == [("status", to.value, {**BY, "attempt": 3})]
+    assert told(row)[known:] == [("status", str(to), {**BY, "attempt": 3})]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -47,7 +51,7 @@ def test_a_step_past_transition_is_told_too_by_nobody(model: type[Lifecycle]) ->
     known = len(told(row))
     model._default_manager.filter(pk=row.pk).update(status=to, **going_with(row, to))
     ((label, status, context),) = told(row)[known:]
-    assert (label, status) == ("status", to.value)
+    assert (label, status) == ("status", str(to))
     assert not context
 
 
@@ -83,6 +87,24 @@ def test_a_failed_attempt_that_leaves_the_status_is_told() -> None:
     assert told(row)[known:] == [("attempt", "reversal_pending", {**BY, "attempt": 1})]
     newest = row.history.latest("pgh_id")
     assert (newest.last_error_code, newest.retry_count) == ("unknown", 1)
+
+
+def test_of_a_dispute_what_counts_as_lost_and_what_a_person_entered_is_told_too() -> None:
+    row = DisputeFactory(needs_a_person=True)
+    row.change(**BY, entered_amount=700, order_amount=700, amount_lost=700, platform_part=700)
+    row.change(**BY, stripe_reason="general")
+    assert told(row)[1:] == [("change", "needs_response", {**BY, "attempt": None})]
+    newest = row.history.latest("pgh_id")
+    assert (newest.entered_amount, newest.amount_lost) == (700, 700)
+
+
+def test_a_dispute_takes_any_step_and_any_word() -> None:
+    row = DisputeFactory()
+    for status in ("lost", "won", "lost", "a_new_word"):
+        row.transition(status, **BY)
+    assert [status for _label, status, _context in told(row)][1:] == ["lost", "won", "lost", "a_new_word"]
+    with pytest.raises(IllegalTransition):
+        row.transition("", **BY)
 
 
 def test_a_step_that_brings_an_error_is_told_once() -> None:
@@ -129,6 +151,7 @@ FACTORIES: dict[type[Lifecycle], Any] = {
     TransferReversal: TransferReversalFactory,
     Refund: RefundFactory,
     Order: OrderFactory,
+    Dispute: DisputeFactory,
 }
 
 

@@ -19,6 +19,7 @@ from marketplace.models import (
 )
 from marketplace.states import EventStatus, TransferStatus
 from tests.factories import (
+    DisputeFactory,
     RefundFactory,
     SellerTransferFactory,
     TransferReversalFactory,
@@ -36,6 +37,12 @@ STAYS: dict[str, Any] = {
     "transfer_id_stays, emptied": (lambda: SellerTransferFactory(completed=True), "stripe_transfer_id", ""),
     "refund_id_stays": (lambda: RefundFactory(pending=True), "stripe_refund_id", "re_other"),
     "reversal_id_stays": (lambda: TransferReversalFactory(succeeded=True), "stripe_reversal_id", "trr_other"),
+    "dispute_id_stays": (DisputeFactory, "stripe_dispute_id", "dp_other"),
+    "amount that a person entered of a dispute": (
+        lambda: DisputeFactory(needs_a_person=True, entered_amount=1, order_amount=1),
+        "entered_amount",
+        2,
+    ),
     "amount of a transfer at Stripe": (lambda: SellerTransferFactory(completed=True), "amount", 4999),
     "amount of a transfer that may be at Stripe": (
         lambda: SellerTransferFactory(failed=True, in_doubt=True),
@@ -57,6 +64,8 @@ MAY_CHANGE: dict[str, Any] = {
         "stripe_transfer_id",
         "tr_found",
     ),
+    "amount of a dispute, as Stripe has it": (DisputeFactory, "amount", 4999),
+    "amount of a dispute that nobody entered": (lambda: DisputeFactory(needs_a_person=True), "entered_amount", 2),
     "id of a refund that had none": (RefundFactory, "stripe_refund_id", "re_found"),
     "id of a reversal that had none": (TransferReversalFactory, "stripe_reversal_id", "trr_found"),
     "amount of a transfer that was never sent": (SellerTransferFactory, "amount", 4999),

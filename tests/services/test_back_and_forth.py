@@ -1,4 +1,6 @@
-"""Refunds that succeed and fail, in any order, beside any trouble of Stripe's: at the end sellers have what is due."""
+"""Refunds that succeed and fail, disputes that are opened, lost and won, in any order, beside any trouble of Stripe's:
+at the end sellers have what is due.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 
 from marketplace.models import Order, TransferReversal
 from marketplace.services import clawback
+from marketplace.shares import Loss
 from marketplace.states import RefundStatus
 from tests.inbox.test_any_order import rolled_back
 from tests.services.conftest import REVERSE, Make, kept_at_stripe
+from tests.services.test_disputes import record as record_dispute
 from tests.services.test_refunds import NOON, record
 
 CREATE = "POST /v1/transfers"
@@ -31,6 +35,8 @@ def stories(draw: st.DrawFn) -> dict[str, Any]:
                 st.one_of(
                     st.tuples(st.just("refund"), st.integers(1, 2000)),
                     st.tuples(st.just("fail"), st.integers(0, 5)),
+                    st.tuples(st.just("dispute"), st.integers(1, 4000)),
+                    st.tuples(st.sampled_from(["lost", "won", "under_review"]), st.integers(0, 5)),
                     st.tuples(st.just("work"), st.none() | st.sampled_from(TROUBLE)),
                 ),
                 min_size=4,
@@ -42,7 +48,7 @@ def stories(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", ["proportional", "platform_keeps", "platform_bears"])
 @settings(
-    max_examples=12, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
+    max_examples=20, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
 )
 @given(story=stories())
 def test_whatever_succeeds_and_fails_each_seller_ends_with_what_is_due(
@@ -62,6 +68,10 @@ def test_whatever_succeeds_and_fails_each_seller_ends_with_what_is_due(
         work()
         originals = list(order.transfers.filter(gives_back_of=None).order_by("id"))
         standing = clawback.losses(list(order.refunds.filter(status=RefundStatus.SUCCEEDED)))
+        for dispute in order.disputes.all():
+            assert dispute.amount_lost == (0 if dispute.status == "won" else dispute.amount)
+            assert sum(dispute.seller_parts.values()) + dispute.platform_part == dispute.amount_lost
+            standing.append(Loss(amount=dispute.amount_lost))
         untouched = [clawback.Holding(seller=each.seller_id, share=each.share, taken=0) for each in originals]
         must_give = clawback.plan(order, standing, untouched)
         assert kept_at_stripe(simulator, order) == [
@@ -93,6 +103,14 @@ def take(order: Order, number: int, step: str, what: Any, *, simulator: Any, wor
                 failure_reason="declined",
                 seen_at=later,
             )
+    elif step == "dispute":
+        record_dispute(order, stripe_dispute_id=f"dp_{number}", amount=what, after=number)
+    elif step in {"lost", "won", "under_review"}:
+        disputes = list(order.disputes.order_by("id"))
+        if disputes:
+            chosen = disputes[what % len(disputes)]
+            of_it = {"stripe_dispute_id": chosen.stripe_dispute_id, "amount": chosen.amount}
+            record_dispute(order, step, after=number, **of_it)
     else:
         if what is not None:
             simulator.faults.add(what[0], endpoint=what[1], times=1)

@@ -292,7 +292,7 @@ def test_a_debt_for_another_reason_stays(sold: Make, simulator: Any, work: Calla
     work()
     transfer = order.transfers.get()
     reversals.owe(
-        transfer, amount=300, cause=TransferReversal.Cause.OPERATOR, refund=None, actor="user:eva", reason="agreed"
+        transfer, amount=300, cause=TransferReversal.Cause.OPERATOR, source=None, actor="user:eva", reason="agreed"
     )
     fails(order, amount=1000)
     work()

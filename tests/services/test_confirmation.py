@@ -96,14 +96,14 @@ def test_the_short_way_says_what_the_long_one_says(kind: str, monkeypatch: pytes
         match kind:
             case "part" | "part with more owed":
                 transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
-                TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.DISPUTE, refund=None)
+                TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
                 if kind == "part with more owed":
-                    TransferReversalFactory(transfer=transfer, amount=800, cause=Cause.DISPUTE, refund=None)
+                    TransferReversalFactory(transfer=transfer, amount=800, cause=Cause.OPERATOR, refund=None)
             case "rest":
                 transfer = SellerTransferFactory(
                     reversal_pending=True, amount=5000, amount_reversed=1000, stripe_reversal_id="trr_0", reversal=False
                 )
-                TransferReversalFactory(transfer=transfer, amount=4000, cause=Cause.DISPUTE, refund=None)
+                TransferReversalFactory(transfer=transfer, amount=4000, cause=Cause.OPERATOR, refund=None)
             case "after failures":
                 SellerTransferFactory(
                     reversal_pending=True, retry_count=3, last_error_code="unknown", last_error_message="503"
@@ -186,11 +186,11 @@ def confirm(claimed: Claimed, answer: Reversed) -> str:
 def test_a_debt_added_since_the_claim_is_seen() -> None:
     """The row was touched by whoever added it, so the short way declines and the long one looks."""
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
-    TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.DISPUTE, refund=None)
+    TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
     (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
     with transaction.atomic():
         locked = SellerTransfer.locked(transfer.pk)
-        reversals.owe(locked, amount=800, cause=Cause.DISPUTE, refund=None, actor="another", reason="more")
+        reversals.owe(locked, amount=800, cause=Cause.OPERATOR, source=None, actor="another", reason="more")
     answer = facts(claimed)
     assert confirm(claimed, answer) == ""
     settled = reversals.settle(claimed, answer, actor="a worker")
@@ -202,7 +202,7 @@ def test_a_debt_added_since_the_claim_is_seen() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_debt_that_is_added_while_the_statement_waits_for_the_row_is_seen(unblocked_database: None) -> None:
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
-    TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.DISPUTE, refund=None)
+    TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
     (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
     locked, settled = threading.Event(), []
 
@@ -217,7 +217,7 @@ def test_a_debt_that_is_added_while_the_statement_waits_for_the_row_is_seen(unbl
         row = SellerTransfer.locked(transfer.pk)
         locked.set()
         wait_until_blocked()
-        reversals.owe(row, amount=800, cause=Cause.DISPUTE, refund=None, actor="another", reason="more")
+        reversals.owe(row, amount=800, cause=Cause.OPERATOR, source=None, actor="another", reason="more")
     thread.join(PATIENCE)
     assert settled == [TransferStatus.REVERSAL_PENDING]
     assert TransferReversal.objects.get(amount=800).status == ReversalStatus.PENDING
@@ -242,7 +242,7 @@ def wait_until_blocked() -> None:
 def test_a_debt_beyond_the_whole_is_canceled_by_the_long_way() -> None:
     claimed = claimed_one()
     with pgtrigger.ignore("marketplace.TransferReversal:never_owes_more_than_it_was"):
-        extra = TransferReversalFactory(transfer=claimed.transfer, amount=1, cause=Cause.DISPUTE, refund=None)
+        extra = TransferReversalFactory(transfer=claimed.transfer, amount=1, cause=Cause.OPERATOR, refund=None)
     answer = facts(claimed)
     assert confirm(claimed, answer) == ""
     assert TransferReversal.objects.get(pk=claimed.reversal.pk).status == ReversalStatus.PENDING
@@ -277,7 +277,7 @@ def test_a_claim_that_saw_no_reversal_looks_again_before_it_makes_one() -> None:
     """Written by a transaction that ended while the claiming statement ran."""
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
     (row,) = leases.claim(SellerTransfer, due=reversals.DUE.condition, batch_size=1, lease=LEASE)
-    owed = TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.DISPUTE, refund=None)
+    owed = TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
     found = reversals._owed_without_mark(row)
     assert (found.pk, found.first_attempted_at is not None, found.look_first) == (owed.pk, True, False)
     assert TransferReversal.objects.count() == 1

@@ -142,7 +142,7 @@ def test_a_second_word_of_the_same_money_wakes_nobody_else(seller: Seller) -> No
 def test_what_is_owed_first_counts_not_the_whole_transfer(seller: Seller) -> None:
     transfer = wait(seller, 5000, minutes=20, reversal=False)
     TransferReversalFactory(transfer=transfer, amount=1000)
-    TransferReversalFactory(transfer=transfer, amount=4000, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    TransferReversalFactory(transfer=transfer, amount=4000, cause=TransferReversal.Cause.OPERATOR, refund=None)
     behind = wait(seller, 1000, minutes=10)
     arrived(seller, eur=2000)
     assert due([transfer, behind]) == [True, True]

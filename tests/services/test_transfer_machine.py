@@ -253,7 +253,7 @@ class Services(RuleBasedStateMachine):
             left = row.amount_unreversed - sum(each.amount for each in owed)
             if row.status == T.CANCELED or amount > left:
                 return
-            reversals.owe(row, amount=amount, cause=TransferReversal.Cause.OPERATOR, refund=None, **BY)
+            reversals.owe(row, amount=amount, cause=TransferReversal.Cause.OPERATOR, source=None, **BY)
             self.owed += amount
 
     @precondition(lambda self: self.stripe.left() > 0)

@@ -254,5 +254,5 @@ def test_a_reversal_that_stripe_gave_up_is_not_reopened() -> None:
 def test_nothing_can_be_owed_on_what_is_at_its_end(trait: str) -> None:
     transfer = SellerTransferFactory(**{trait: True})
     with pytest.raises(NotAllowedNow, match="nothing is left"):
-        reversals.owe(transfer, amount=1, cause=TransferReversal.Cause.DISPUTE, refund=None, actor="a", reason="r")
+        reversals.owe(transfer, amount=1, cause=TransferReversal.Cause.OPERATOR, source=None, actor="a", reason="r")
     assert transfer.reversals.filter(status=ReversalStatus.PENDING).count() == 0

@@ -83,7 +83,7 @@ def test_a_partial_reversal_leaves_the_rest_with_the_seller(
 def test_equal_amounts_owed_twice_are_two_reversals(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
     transfer = at_stripe(5000)
     owed(transfer, amount=1200)
-    TransferReversalFactory(transfer=transfer, amount=1200, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    TransferReversalFactory(transfer=transfer, amount=1200, cause=TransferReversal.Cause.OPERATOR, refund=None)
     assert run_reversals() == 2
     transfer.refresh_from_db()
     assert (transfer.status, transfer.amount_reversed) == (TransferStatus.PARTIALLY_REVERSED, 2400)
@@ -176,7 +176,7 @@ def test_reversals_that_we_know_are_not_recorded_twice(at_stripe: Make, run_reve
     SellerTransfer.objects.get(pk=transfer.pk).transition(
         TransferStatus.REVERSAL_PENDING, reason="more", actor="test", next_retry_at=Now()
     )
-    TransferReversalFactory(transfer=transfer, amount=4000, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    TransferReversalFactory(transfer=transfer, amount=4000, cause=TransferReversal.Cause.OPERATOR, refund=None)
     simulator.create_reversal(transfer.stripe_transfer_id, 4000)
     run_reversals()
     transfer.refresh_from_db()
@@ -190,7 +190,7 @@ def test_another_of_our_reversals_found_at_stripe_is_confirmed_too(
 ) -> None:
     transfer = at_stripe(5000)
     owed(transfer, amount=3000)
-    second = TransferReversalFactory(transfer=transfer, amount=2000, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    second = TransferReversalFactory(transfer=transfer, amount=2000, cause=TransferReversal.Cause.OPERATOR, refund=None)
     metadata = {"operation_id": str(second.operation_id)}
     simulator.create_reversal(transfer.stripe_transfer_id, 2000, metadata=metadata)
     simulator.create_reversal(transfer.stripe_transfer_id, 3000)

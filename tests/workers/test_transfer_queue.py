@@ -32,7 +32,7 @@ def made_for(simulator: Any, transfer: SellerTransfer) -> list[dict[str, Any]]:
 
 
 def owe(transfer: SellerTransfer, amount: int) -> TransferReversal:
-    return TransferReversalFactory(transfer=transfer, amount=amount, cause=TransferReversal.Cause.DISPUTE, refund=None)
+    return TransferReversalFactory(transfer=transfer, amount=amount, cause=TransferReversal.Cause.OPERATOR, refund=None)
 
 
 @pytest.mark.parametrize("trait", [{}, {"failed": True}], ids=["pending", "failed"])
@@ -325,8 +325,8 @@ def test_what_was_refunded_during_a_call_that_did_not_run_is_never_paid(
 
 
 def give_back(transfer: SellerTransfer) -> None:
-    cause = TransferReversal.Cause.DISPUTE
-    reversals.owe(transfer, amount=5000, cause=cause, refund=None, actor="test", reason="clawed back")
+    cause = TransferReversal.Cause.OPERATOR
+    reversals.owe(transfer, amount=5000, cause=cause, source=None, actor="test", reason="clawed back")
 
 
 @pytest.mark.parametrize("act", ["refused", "limited"])
@@ -378,8 +378,8 @@ def test_what_was_refunded_in_flight_is_reversed_once_it_is_sent(payable: Make, 
     reversals.owe(
         SellerTransfer.locked(transfer.pk),
         amount=5000,
-        cause=TransferReversal.Cause.DISPUTE,
-        refund=None,
+        cause=TransferReversal.Cause.OPERATOR,
+        source=None,
         actor="test",
         reason="clawed back",
     )
