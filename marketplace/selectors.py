@@ -57,6 +57,8 @@ QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
 }
 # What workers call these queues in their heartbeats.
 SERVED_AS = {"sending": "transfer", "reversing": "reversal", "refunding": "refund", "events": "event"}
+# Kinds of work that have a breaker: those that ask Stripe for each row.
+BREAKERS = tuple(work for work in SERVED_AS.values() if work != "event")
 
 
 # How often a running worker shows that it lives, and after how long without a sign it is taken for dead.
@@ -114,7 +116,7 @@ def oldest_snapshot_seconds() -> float | None:
 def breakers() -> dict[str, bool]:
     """Whether Stripe is taken to fail for everyone, by kind of work."""
     opened = set(CircuitBreaker.objects.filter(opened_at__isnull=False).values_list("work", flat=True))
-    return {work: work in opened for work in SERVED_AS.values() if work != "event"}
+    return {work: work in opened for work in BREAKERS}
 
 
 def living_workers() -> dict[str, int]:

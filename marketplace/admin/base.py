@@ -9,10 +9,13 @@ from django.db.models import Model, TextChoices
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
+from unfold.contrib.filters.admin import RangeDateTimeFilter
+from unfold.utils import parse_datetime_str
 
 from marketplace.money import Money
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
@@ -102,6 +105,19 @@ def moment(time: datetime | None) -> SafeString | str:
 def yes_no(value: bool) -> Any:  # noqa: FBT001 - it is what is shown
     """In words: a red cross beside "outcome unknown" would look like bad news."""
     return _("yes") if value else _("no")
+
+
+class MomentsFilter(RangeDateTimeFilter):
+    """Unfold's, whose moments have no time zone: they are of the zone that the pages show."""
+
+    def queryset(self, _request: HttpRequest, rows: Any) -> Any:
+        wanted = {}
+        for end, lookup in (("from", "gte"), ("to", "lte")):
+            date, clock = (self.used_parameters.get(f"{self.parameter_name}_{end}_{part}") for part in (0, 1))
+            moment = parse_datetime_str(f"{date} {clock}") if date and clock else None
+            if moment is not None:
+                wanted[f"{self.parameter_name}__{lookup}"] = timezone.make_aware(moment)
+        return rows.filter(**wanted)
 
 
 class StatusAndMoney:

@@ -1,7 +1,11 @@
-"""The admin's front page: what waits, and for whom."""
+"""The admin's start page: how it stands with the money, and whether all goes on; each figure links to its rows."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.db.models import Model, TextChoices
 from django.http import HttpRequest
@@ -9,64 +13,356 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
-from marketplace import selectors
+from marketplace import overview
 from marketplace.admin.base import colour
-from marketplace.models import Refund, SellerTransfer, WebhookEvent
+from marketplace.models import (
+    CircuitBreaker,
+    Debt,
+    Refund,
+    RequestAllowance,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+    WorkerHeartbeat,
+)
 from marketplace.money import Money
-from marketplace.states import EventStatus, RefundStatus, TransferStatus
+from marketplace.overview import AGES, Attempts, Lately, Outcome, Owed, Waiting
+from marketplace.states import EventStatus, RefundStatus, ReversalStatus, TransferStatus
+
+AGE_LABELS: Mapping[str, Any] = {
+    "1h": gettext_lazy("up to an hour"),
+    "1d": gettext_lazy("up to a day"),
+    "7d": gettext_lazy("up to 7 days"),
+    "30d": gettext_lazy("up to 30 days"),
+    "older": gettext_lazy("longer"),
+}
 
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
-    """Unfold's DASHBOARD_CALLBACK: cards of what ``request.user`` may see."""
+    """Unfold's DASHBOARD_CALLBACK: what ``request.user`` may see, and no question is asked for the rest."""
+    now = timezone.now()
+
+    def may_see(*models: type[Model]) -> bool:
+        return all(request.user.has_perm(f"marketplace.view_{model._meta.model_name}") for model in models)
+
+    waiting = overview.waiting() if may_see(SellerTransfer) else []
+    owing = overview.owed() if may_see(TransferReversal) else []
+    lately = overview.lately(now) if may_see(TransferReversal) else None
     cards = []
-    if _may_see(request, SellerTransfer):
-        tallies = selectors.tallies(SellerTransfer)
-        cards += [
-            _transfers(tallies, TransferStatus.PERMANENTLY_FAILED, _("need a person")),
-            _transfers(tallies, TransferStatus.REVERSAL_PENDING, _("reversals owed"), "reversing"),
-            _transfers(tallies, TransferStatus.FAILED, _("sent again later"), "sending"),
-        ]
-    if _may_see(request, Refund):
-        waiting = [tally for tally in selectors.tallies(Refund) if tally.status == RefundStatus.REQUESTED]
-        cards.append(_card(Refund, RefundStatus.REQUESTED, _("refunds Stripe has not answered"), waiting, "refunding"))
-    if _may_see(request, WebhookEvent):
-        failed = selectors.events_by_status()[EventStatus.FAILED]
-        cards.append(_card(WebhookEvent, EventStatus.FAILED, _("events that failed"), [], "events", count=failed))
-    return {**context, "cards": cards}
+    if may_see(SellerTransfer):
+        cards += _transfer_cards(waiting)
+    if may_see(Refund):
+        cards.append(_refund_card())
+    if may_see(WebhookEvent):
+        cards.append(_event_card())
+    if may_see(Debt):
+        cards.append(_debt_card(owing if may_see(TransferReversal) else overview.owed()))
+    return {
+        **context,
+        "title": _("Overview"),
+        "cards": cards,
+        "reasons": _reasons(waiting),
+        "money": _money(owing, lately, now) if lately else None,
+        "charts": [_hours(lately), _days(lately)] if lately else [],
+        "workers": overview.workers() if may_see(WorkerHeartbeat) else None,
+        "breakers": overview.breakers() if may_see(CircuitBreaker) else None,
+        "allowances": overview.allowances() if may_see(RequestAllowance) else None,
+        "now": now,
+    }
 
 
-def _may_see(request: HttpRequest, model: type[Model]) -> bool:
-    return request.user.has_perm(f"marketplace.view_{model._meta.model_name}")
+def rows_of(model: type[Model], **wanted: str | Sequence[str]) -> str:
+    """The address of the list of such rows."""
+    listing = reverse(f"admin:marketplace_{model._meta.model_name}_changelist")
+    return f"{listing}?{urlencode(wanted, doseq=True)}" if wanted else listing
 
 
-def _transfers(
-    tallies: list[selectors.Tally], status: TextChoices, title: str, queue: str | None = None
-) -> Mapping[str, Any]:
-    return _card(SellerTransfer, status, title, [tally for tally in tallies if tally.status == status], queue)
+# --- What waits -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One number that somebody may have to do something about."""
+
+    title: str
+    count: int
+    colour: str
+    status: str
+    facts: str
+    href: str
+    # The row that has been due for the longest.
+    oldest: str = ""
+    oldest_href: str = ""
+
+
+def _transfer_cards(waiting: Sequence[Waiting]) -> list[Card]:
+    titles = (
+        (TransferStatus.PERMANENTLY_FAILED, _("need a person"), ""),
+        (TransferStatus.REVERSAL_PENDING, _("reversals owed"), "reversing"),
+        (TransferStatus.PENDING, _("being sent"), ""),
+        (TransferStatus.FAILED, _("sent again later"), "sending"),
+    )
+    return [
+        _card(SellerTransfer, status, title, [each for each in waiting if each.status == status], queue=queue)
+        for status, title, queue in titles
+    ]
+
+
+def _refund_card() -> Card:
+    asked = [each for each in overview.open_refunds() if each.status == RefundStatus.REQUESTED]
+    title = _("refunds Stripe has not answered")
+    return _card(Refund, RefundStatus.REQUESTED, title, asked, queue="refunding")
+
+
+def _event_card() -> Card:
+    failed = overview.failed_events()
+    facts = [_("%(count)s need a person") % {"count": failed["person"]}] if failed["person"] else []
+    facts += [_("%(count)s are tried again") % {"count": failed["retrying"]}] if failed["retrying"] else []
+    title, count = _("events that failed"), sum(failed.values())
+    return _card(WebhookEvent, EventStatus.FAILED, title, [], queue="events", count=count, facts=facts)
+
+
+def _debt_card(owing: Iterable[Owed]) -> Card:
+    owed = [each for each in owing if each.status == ReversalStatus.FAILED]
+    return _card(Debt, ReversalStatus.FAILED, _("debts of sellers"), owed, href=rows_of(Debt))
 
 
 def _card(
     model: type[Model],
     status: TextChoices,
     title: str,
-    tallies: list[selectors.Tally],
-    queue: str | None,
+    groups: Sequence[Any],
     *,
+    queue: str = "",
     count: int | None = None,
-) -> Mapping[str, Any]:
-    number = sum(tally.count for tally in tallies) if count is None else count
-    due = selectors.longest_due(queue) if queue and number else None
-    is_late = due is not None and due < timezone.now()
-    facts = [str(Money(tally.amount_outstanding, tally.currency)) for tally in tallies]
-    if due is not None and is_late:
-        facts.append(_("due for %(time)s") % {"time": timesince(due)})
-    listing = reverse(f"admin:marketplace_{model._meta.model_name}_changelist")
+    facts: Sequence[str] = (),
+    href: str = "",
+) -> Card:
+    number = sum(group.count for group in groups) if count is None else count
+    oldest = overview.longest_waiting(queue) if queue and number else None
+    is_late = oldest is not None and oldest[1] < timezone.now()
+    said = [*facts, *sums(groups)] or [_("nothing waits")]
+    return Card(
+        title=title,
+        count=number,
+        colour=colour(status) if number else "default",
+        status=str(status.label),
+        facts=" · ".join(said),
+        href=href or rows_of(model, status__exact=status.value),
+        oldest=_("%(row)s, due for %(time)s") % {"row": oldest[0], "time": timesince(oldest[1])}
+        if oldest and is_late
+        else "",
+        oldest_href=reverse(f"admin:marketplace_{model._meta.model_name}_change", args=[oldest[0].pk])
+        if oldest and is_late
+        else "",
+    )
+
+
+def sums(groups: Iterable[Any]) -> list[str]:
+    """Money of each currency, for people."""
+    found: dict[str, int] = {}
+    for group in groups:
+        found[group.currency] = found.get(group.currency, 0) + group.amount
+    return [str(Money(amount, currency)) for currency, amount in sorted(found.items())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    status: TransferStatus
+    colour: str
+    code: str
+    count: int
+    facts: str
+    href: str
+
+
+def _reasons(waiting: Sequence[Waiting]) -> list[Reason]:
+    """By status and last error, the most frequent first."""
+    groups: dict[tuple[str, str], list[Waiting]] = {}
+    for each in waiting:
+        groups.setdefault((each.status, each.code), []).append(each)
+    found = [
+        Reason(
+            status=TransferStatus(status),
+            colour=colour(TransferStatus(status)),
+            code=code,
+            count=sum(each.count for each in group),
+            facts=" · ".join(sums(group)),
+            href=rows_of(
+                SellerTransfer, status__exact=status, **({"last_error_code__icontains": code} if code else {})
+            ),
+        )
+        for (status, code), group in groups.items()
+    ]
+    return sorted(found, key=lambda reason: -reason.count)[:12]
+
+
+# --- The money --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Money of one kind: ``waiting`` and ``person`` are its shares of the largest line, in percent."""
+
+    label: Any
+    count: int
+    amount: Money
+    waiting: int
+    person: int
+    href: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outstanding:
+    currency: str
+    total: Money
+    count: int
+    by_age: list[Line] = field(default_factory=list)
+    by_cause: list[Line] = field(default_factory=list)
+
+
+def _money(owing: Sequence[Owed], lately: Lately, now: datetime) -> dict[str, Any]:
+    return {
+        "outstanding": [_outstanding(owing, currency, now) for currency in sorted({each.currency for each in owing})],
+        "outcomes": [_outcome(each) for each in overview.outcomes(owing, lately.days)],
+        "times": [
+            (_("in %(hours)s hours") % {"hours": overview.HOURS}, lately.recovery_time_of_hours()),
+            (_("in %(days)s days") % {"days": overview.DAYS}, lately.recovery_time_of_days()),
+        ],
+        "days": overview.DAYS,
+    }
+
+
+def _outstanding(owing: Sequence[Owed], currency: str, now: datetime) -> Outstanding:
+    ours = [each for each in owing if each.currency == currency]
+    open_ones = {"status__exact": [ReversalStatus.PENDING.value, ReversalStatus.FAILED.value]}
+    of_currency = {**open_ones, "currency__icontains": currency}
+    by_age = [
+        (AGE_LABELS[age], [each for each in ours if each.age == age], {**of_currency, **_created(age, now)})
+        for age in AGES
+    ]
+    by_cause = [
+        (cause.label, [each for each in ours if each.cause == cause], {**of_currency, "cause__exact": cause.value})
+        for cause in TransferReversal.Cause
+    ]
+    return Outstanding(
+        currency=currency,
+        total=Money(sum(each.amount for each in ours), currency),
+        count=sum(each.count for each in ours),
+        by_age=_lines(by_age, currency),
+        by_cause=[line for line in _lines(by_cause, currency) if line.count],
+    )
+
+
+def _created(age: str, now: datetime) -> dict[str, str]:
+    """The list's filter for what was owed at such an age."""
+    limits = list(AGES)
+    until = AGES[age]
+    younger = AGES[limits[limits.index(age) - 1]] if age != limits[0] else timedelta(0)
+    found: dict[str, str] = {}
+    if until is not None:
+        found |= _moment("created_at_from", now - until)
+    if younger:
+        found |= _moment("created_at_to", now - younger)
+    return found
+
+
+def _moment(name: str, moment: datetime) -> dict[str, str]:
+    return {f"{name}_0": f"{moment:%Y-%m-%d}", f"{name}_1": f"{moment:%H:%M:%S}"}
+
+
+def _lines(kinds: Sequence[tuple[Any, Sequence[Owed], Mapping[str, Any]]], currency: str) -> list[Line]:
+    largest = max((sum(each.amount for each in groups) for _label, groups, _wanted in kinds), default=0) or 1
+    lines = []
+    for label, groups, wanted in kinds:
+        amount = sum(each.amount for each in groups)
+        waiting = sum(each.amount for each in groups if each.status == ReversalStatus.PENDING)
+        lines.append(
+            Line(
+                label=label,
+                count=sum(each.count for each in groups),
+                amount=Money(amount, currency),
+                waiting=_percent(waiting, largest),
+                person=_percent(amount - waiting, largest),
+                href=rows_of(TransferReversal, **wanted),
+            )
+        )
+    return lines
+
+
+def _percent(part: int, whole: int) -> int:
+    """Whole percent; what is there at all is seen."""
+    return max(100 * part // whole, 2) if part else 0
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    def money(amount: int) -> Money:
+        return Money(amount, outcome.currency)
+
+    reversals = {"currency__icontains": outcome.currency}
+    return {
+        "currency": outcome.currency.upper(),
+        "recovered": money(outcome.recovered),
+        "recovered_count": outcome.recovered_count,
+        "recovered_href": rows_of(TransferReversal, status__exact=ReversalStatus.SUCCEEDED.value, **reversals),
+        "settled": money(outcome.settled),
+        "settled_count": outcome.settled_count,
+        "lost": money(outcome.written_off),
+        "lost_count": outcome.written_off_count,
+        "waiting": money(outcome.waiting),
+        "waiting_count": outcome.waiting_count,
+        "waiting_href": rows_of(TransferReversal, status__exact=ReversalStatus.PENDING.value, **reversals),
+        "person": money(outcome.needs_person),
+        "person_count": outcome.person_count,
+        "person_href": rows_of(TransferReversal, status__exact=ReversalStatus.FAILED.value, **reversals),
+    }
+
+
+# --- What happened ----------------------------------------------------------------------------------------------------
+
+
+def _hours(lately: Lately) -> dict[str, Any]:
+    title = _("Attempts by the hour")
+    return _chart(title, lately.attempts_by_hour(), "%H:00", _("Of the last %(n)s hours, UTC.") % {"n": overview.HOURS})
+
+
+def _days(lately: Lately) -> dict[str, Any]:
+    said = _("Of the last %(n)s days, UTC.") % {"n": overview.DAYS}
+    return _chart(_("Attempts by the day"), lately.attempts_by_day(), "%-d %b", said)
+
+
+def _chart(title: str, attempts: Sequence[Attempts], times: str, period: str) -> dict[str, Any]:
+    succeeded, failed = (sum(getattr(each, name) for each in attempts) for name in ("succeeded", "failed"))
+    tried = succeeded + failed
+    rate = _("%(rate)s %% of %(tried)s attempts failed.") % {
+        "rate": f"{100 * failed / (tried or 1):.1f}",
+        "tried": tried,
+    }
+    bars = {
+        "labels": [each.at.strftime(times) for each in attempts],
+        "datasets": [
+            {
+                "label": _("confirmed by Stripe"),
+                "data": [each.succeeded for each in attempts],
+                "backgroundColor": "#22c55e",
+                "stack": "attempts",
+                "displayYAxis": True,
+                "maxTicksXLimit": 12,
+            },
+            {
+                "label": _("failed attempts"),
+                "data": [each.failed for each in attempts],
+                "backgroundColor": "#ef4444",
+                "stack": "attempts",
+            },
+        ],
+    }
     return {
         "title": title,
-        "count": number,
-        "colour": colour(status) if number else "default",
-        "status": status.label,
-        "facts": " · ".join(facts if number else [_("nothing waits")]),
-        "href": f"{listing}?status__exact={status.value}",
+        "said": f"{period} {rate}" if tried else period,
+        "is_empty": not tried,
+        "data": json.dumps(bars),
+        "attempts": [(each.at.strftime(times), each) for each in attempts],
     }

@@ -1,9 +1,9 @@
 from django.contrib import admin
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
 
-from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link
+from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link
 from marketplace.admin.history import RefundHistoryInline
 from marketplace.models import Refund, RefundItem, TransferReversal
 from marketplace.states import RefundStatus, ReversalStatus
@@ -42,7 +42,7 @@ class RefundAdmin(StatusAndMoney, ReadOnlyAdmin):
     list_filter = (
         ("status", ChoicesCheckboxFilter),
         ("currency", FieldTextFilter),
-        ("created_at", RangeDateTimeFilter),
+        ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_refund_id__exact")
     search_help_text = _("A refund's number or re_…, whole")

@@ -5,9 +5,9 @@ from typing import Any
 from django.contrib import admin
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
 
-from marketplace.admin.base import ReadOnlyAdmin, StatusAndMoney, code, link, money, yes_no
+from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, StatusAndMoney, code, link, money, yes_no
 from marketplace.admin.history import ReversalHistoryInline
 from marketplace.models import TransferReversal
 from marketplace.states import ReversalStatus
@@ -31,7 +31,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
         ("status", ChoicesCheckboxFilter),
         ("cause", ChoicesCheckboxFilter),
         ("currency", FieldTextFilter),
-        ("created_at", RangeDateTimeFilter),
+        ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_reversal_id__exact", "transfer__stripe_transfer_id__exact")
     search_help_text = _("A reversal's number, trr_… or tr_…, whole")

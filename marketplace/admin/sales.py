@@ -4,9 +4,10 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
 
 from marketplace.admin.base import (
+    MomentsFilter,
     OwnedInline,
     ReadOnlyAdmin,
     ReadOnlyInline,
@@ -169,7 +170,7 @@ class OrderAdmin(StatusAndMoney, ReadOnlyAdmin):
     list_filter = (
         ("status", ChoicesCheckboxFilter),
         ("currency", FieldTextFilter),
-        ("created_at", RangeDateTimeFilter),
+        ("created_at", MomentsFilter),
     )
     search_fields = (
         "id__exact",

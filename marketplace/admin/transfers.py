@@ -14,7 +14,6 @@ from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     ChoicesCheckboxFilter,
     FieldTextFilter,
-    RangeDateTimeFilter,
 )
 from unfold.decorators import action
 from unfold.enums import ActionVariant
@@ -23,7 +22,16 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 from marketplace import throttle
 from marketplace.admin import why
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link, money, yes_no
+from marketplace.admin.base import (
+    MomentsFilter,
+    ReadOnlyAdmin,
+    ReadOnlyInline,
+    StatusAndMoney,
+    code,
+    link,
+    money,
+    yes_no,
+)
 from marketplace.errors import MarketplaceError
 from marketplace.explain import transfers as explanations
 from marketplace.models import SellerTransfer, TransferReversal
@@ -91,7 +99,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         ("seller", AutocompleteSelectFilter),
         ("currency", FieldTextFilter),
         ("last_error_code", FieldTextFilter),
-        ("created_at", RangeDateTimeFilter),
+        ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")
     search_help_text = _("A transfer's number, tr_… or trr_…, whole")

@@ -8,13 +8,13 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 
 from marketplace import inbox
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import ReadOnlyAdmin, code, label, moment
+from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, code, label, moment
 from marketplace.admin.history import EventHistoryInline
 from marketplace.errors import MarketplaceError
 from marketplace.models import WebhookEvent
@@ -27,7 +27,7 @@ class WebhookEventAdmin(Asking, ReadOnlyAdmin):
     list_filter = (
         ("status", ChoicesCheckboxFilter),
         ("type", FieldTextFilter),
-        ("received_at", RangeDateTimeFilter),
+        ("received_at", MomentsFilter),
     )
     search_fields = ("stripe_event_id__exact", "type__exact", "stripe_account_id__exact")
     search_help_text = _("evt_…, a type or acct_…, whole")

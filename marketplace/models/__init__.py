@@ -4,6 +4,7 @@ from marketplace.models.api_requests import ApiPace, IdempotentRequest
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
 from marketplace.models.disputes import Dispute
+from marketplace.models.figures import FigureTotal, HourlyFigure
 from marketplace.models.funds import BalanceWatch
 from marketplace.models.notices import NOTICES_CHANNEL, Notice, NoticeMessage
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
@@ -31,6 +32,8 @@ __all__ = [
     "Debt",
     "DebtEntry",
     "Dispute",
+    "FigureTotal",
+    "HourlyFigure",
     "IdempotentRequest",
     "Notice",
     "NoticeMessage",

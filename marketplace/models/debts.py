@@ -157,6 +157,7 @@ class DebtEntry(models.Model):
             ),
             is_currency("debt_entry_currency"),
         ]
+        indexes = [models.Index(name="debt_entries_by_time", fields=["created_at"])]
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} {Money(self.amount, self.currency)}"

@@ -328,9 +328,10 @@ def never_deleted() -> pgtrigger.Trigger:
     return pgtrigger.Protect(name="never_deleted", operation=pgtrigger.Delete)
 
 
-def tracked(model_name: str, *fields: str, also: Sequence[str] = ()) -> Any:
+def tracked(model_name: str, *fields: str, also: Sequence[str] = (), indexes: Sequence[models.Index] = ()) -> Any:
     """Append-only history by trigger: each change of the status, and each failed attempt, or change of the columns in
-    ``also``, that left it as it was. What has a history is never deleted, by whatever statement.
+    ``also``, that left it as it was. What has a history is never deleted, by whatever statement. ``indexes`` are of the
+    history.
 
     Who, why and which attempt stand in the row itself (``pgh_context``), so that history needs no second table.
     """
@@ -345,7 +346,7 @@ def tracked(model_name: str, *fields: str, also: Sequence[str] = ()) -> Any:
         changed = " OR ".join(f"OLD.{column} IS DISTINCT FROM NEW.{column}" for column in also)
         otherwise = pgtrigger.Condition(f"OLD.status = NEW.status AND ({changed})")
         trackers.append(pghistory.UpdateEvent("change", condition=otherwise))
-    track = _history(model_name, fields, trackers)
+    track = _history(model_name, fields, trackers, indexes)
     keep = pgtrigger.register(never_deleted())
     return lambda model: keep(track(model))
 
@@ -360,12 +361,15 @@ def tracked_from(beginning: str, model_name: str, *fields: str) -> Any:
     return _history(model_name, fields, [pghistory.UpdateEvent("status", condition=condition)])
 
 
-def _history(model_name: str, fields: Sequence[str], trackers: Sequence[Any]) -> Any:
+def _history(
+    model_name: str, fields: Sequence[str], trackers: Sequence[Any], indexes: Sequence[models.Index] = ()
+) -> Any:
     return pghistory.track(
         *trackers,
         fields=list(fields),
         model_name=model_name,
         append_only=True,
+        meta={"indexes": list(indexes)},
         context_field=pghistory.ContextJSONField(),
         context_id_field=None,  # type: ignore[arg-type]  # its code takes None, its annotation does not
         obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),

@@ -164,6 +164,13 @@ class Refund(Lifecycle, Work):
         ]
         indexes = [
             models.Index(name="refunds_due", fields=["next_retry_at", "id"], condition=Q(status="requested")),
+            # Counted for the overview, without reading the rows.
+            models.Index(
+                name="refunds_open",
+                fields=["status", "-id"],
+                include=["currency", "amount"],
+                condition=Q(status__in=["requested", "pending", "requires_action"]),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.models.disputes import Dispute
+from marketplace.models.figures import FAILED_ATTEMPT
 from marketplace.models.lifecycle import (
     Lifecycle,
     Work,
@@ -177,6 +178,7 @@ def never_owes_more_than_it_was(name: str) -> pgtrigger.Trigger:
     "last_error_message",
     "last_error_request_id",
     "last_error_at",
+    indexes=[models.Index(name="attempts_failed", fields=["pgh_created_at"], condition=FAILED_ATTEMPT)],
 )
 class SellerTransfer(Lifecycle, Work):
     """One seller's share of one order: sent to the seller by a Stripe transfer, brought back by reversals of it.
@@ -387,6 +389,13 @@ class SellerTransfer(Lifecycle, Work):
             models.Index(name="transfers_given_back", fields=["gives_back_of"], condition=~Q(gives_back_of=None)),
             # What people look for first.
             models.Index(name="transfers_for_a_person", fields=["-id"], condition=Q(status="permanently_failed")),
+            # Counted for the overview, without reading the rows.
+            models.Index(
+                name="transfers_open",
+                fields=["status", "last_error_code", "-id"],
+                include=["failed_leg", "currency", "amount", "amount_reversed"],
+                condition=Q(status__in=["pending", "failed", "reversal_pending", "permanently_failed"]),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -510,6 +519,13 @@ class TransferReversal(Lifecycle):
         default="",
         help_text=_("Only where Stripe gives reversals a status. Empty counts as done once there is a trr_…."),
     )
+    succeeded_at = models.DateTimeField(
+        _("succeeded at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When it was written down that Stripe confirmed it, by the database's clock."),
+    )
 
     class Meta:
         verbose_name = _("transfer reversal")
@@ -526,6 +542,15 @@ class TransferReversal(Lifecycle):
                 transfer="NEW.transfer_id",
                 when="NEW.status IN ('succeeded')",
                 already="OLD.status IN ('succeeded')",
+            ),
+            # Whoever writes it: no way of succeeding can forget the time.
+            pgtrigger.Trigger(
+                name="succeeded_now",
+                level=pgtrigger.Row,
+                when=pgtrigger.Before,
+                operation=pgtrigger.Insert | pgtrigger.Update,
+                condition=pgtrigger.Condition("NEW.status IN ('succeeded') AND NEW.succeeded_at IS NULL"),
+                func="NEW.succeeded_at := statement_timestamp(); RETURN NEW;",
             ),
             pgtrigger.Protect(
                 name="sent_amount_stays",
@@ -566,6 +591,11 @@ class TransferReversal(Lifecycle):
                 name="reversal_done_with_proof", condition=~Q(status="succeeded") | ~Q(stripe_reversal_id="")
             ),
             models.CheckConstraint(
+                name="reversal_succeeded_has_time",
+                condition=Q(status="succeeded", succeeded_at__isnull=False)
+                | (~Q(status="succeeded") & Q(succeeded_at__isnull=True)),
+            ),
+            models.CheckConstraint(
                 name="reversal_cause_has_source",
                 condition=Q(cause="refund", refund__isnull=False, dispute=None)
                 | Q(cause="dispute", dispute__isnull=False, refund=None)
@@ -595,6 +625,29 @@ class TransferReversal(Lifecycle):
             models.Index(name="reversals_owed", fields=["transfer", "id"], condition=Q(status="pending")),
             models.Index(name="reversals_of_disputes", fields=["dispute"], condition=~Q(dispute=None)),
             models.Index(name="reversals_failed", fields=["transfer", "id"], condition=Q(status="failed")),
+            # Counted for the overview, without reading the rows: what is owed, and what came back lately.
+            models.Index(
+                name="reversals_open",
+                fields=["in_place_of"],
+                include=[
+                    "status",
+                    "stripe_status",
+                    "currency",
+                    "cause",
+                    "created_at",
+                    "amount",
+                    "unwanted_amount",
+                    "amount_recovered",
+                    "amount_written_off",
+                ],
+                condition=Q(status__in=["pending", "failed"]),
+            ),
+            models.Index(
+                name="reversals_succeeded",
+                fields=["succeeded_at"],
+                include=["currency", "cause", "amount", "created_at", "in_place_of"],
+                condition=Q(status="succeeded"),
+            ),
         ]
 
     def __str__(self) -> str:

@@ -87,6 +87,8 @@ class WebhookEvent(Lifecycle, Work):
             models.Index(
                 name="events_without_order", fields=["status", "id"], condition=Q(last_error_code="unknown_order")
             ),
+            # Those of which the effect is missing.
+            models.Index(name="events_failed", fields=["-id"], condition=Q(status="failed")),
             models.Index(name="events_by_type", fields=["type", "-id"]),
         ]
 

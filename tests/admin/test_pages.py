@@ -285,29 +285,6 @@ def test_a_transfers_page_tells_its_history(viewer: Client) -> None:
         assert expected in shown
 
 
-def test_the_front_page_says_what_waits(viewer: Client) -> None:
-    assert "nothing waits" in viewer.get("/admin/").content.decode()
-    SellerTransferFactory(permanently_failed=True, amount=12345)
-    SellerTransferFactory(reversal_pending=True, currency="jpy", amount=700)
-
-    cards = {card["title"]: card for card in viewer.get("/admin/").context["cards"]}
-
-    assert (cards["need a person"]["count"], cards["need a person"]["facts"]) == (1, "123.45 EUR")
-    assert cards["reversals owed"]["facts"].startswith("700 JPY · due for")
-    assert viewer.get(cards["need a person"]["href"]).context["cl"].result_count == 1
-
-
-def test_the_front_page_shows_only_what_one_may_see(db: None) -> None:
-    client = Client()
-    client.force_login(UserFactory(staff=True, permissions=["view_webhookevent"]))
-
-    response = client.get("/admin/")
-
-    assert [card["title"] for card in response.context["cards"]] == ["events that failed"]
-    assert "Transfers" not in response.content.decode()
-    assert "Webhook events" in response.content.decode()
-
-
 # --- Workers, breakers, allowances -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +16,8 @@ from marketplace.models import (
     BalanceWatch,
     CircuitBreaker,
     Dispute,
+    FigureTotal,
+    HourlyFigure,
     IdempotentRequest,
     Notice,
     NoticeMessage,
@@ -103,6 +106,12 @@ def transfer_id_twice() -> Violation:
 def reversal_id_twice() -> Violation:
     taken = TransferReversalFactory(succeeded=True).stripe_reversal_id
     return lambda: TransferReversalFactory(succeeded=True, stripe_reversal_id=taken)
+
+
+def figure_twice(model: Any, **fields: Any) -> Violation:
+    written = {"what": "recovered", "cause": "refund", "currency": "eur", "count": 1, "amount": 5, **fields}
+    model.objects.create(**written)
+    return lambda: model.objects.create(**written)
 
 
 def reversal_twice() -> Violation:
@@ -231,6 +240,9 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
             channel="email", notices=[1], next_retry_at=timezone.now(), **half_a_lease()
         )
     ),
+    "reversal_succeeded_has_time": lambda: changed(TransferReversalFactory(), succeeded_at=timezone.now()),
+    "figure_total_once": lambda: figure_twice(FigureTotal),
+    "hourly_figure_once": lambda: figure_twice(HourlyFigure, hour=timezone.now()),
     "balance_watch_lease_whole": lambda: lambda: BalanceWatch.objects.create(seller=SellerFactory(), **half_a_lease()),
     "idempotent_request_once_per_key": idempotency_key_twice,
     "idempotent_request_keeps_successes": lambda: (
@@ -424,8 +436,17 @@ def test_the_workers_rows_have_names_too() -> None:
         CircuitBreaker(work="reversal"),
         RequestAllowance(endpoint="GET /v1/balance"),
         WorkerHeartbeat(identity="a worker on a host"),
+        FigureTotal(what="recovered"),
+        HourlyFigure(what="settled", hour=datetime(2026, 11, 28, 9, tzinfo=UTC)),
     ]
-    assert [str(row) for row in rows] == ["balance of seller 7", "reversal", "GET /v1/balance", "a worker on a host"]
+    assert [str(row) for row in rows] == [
+        "balance of seller 7",
+        "reversal",
+        "GET /v1/balance",
+        "a worker on a host",
+        "recovered in all",
+        "settled in 2026-11-28 09",
+    ]
 
 
 def test_an_items_amount_is_computed_by_the_database() -> None:

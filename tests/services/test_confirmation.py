@@ -69,7 +69,7 @@ def both_ways(
 
 
 OWN = {"id", "order_id", "seller_id", "operation_id", "stripe_transfer_id", "transfer_id", "refund_id"}
-TIMES = {"created_at", "updated_at", "first_attempted_at"}
+TIMES = {"created_at", "updated_at", "first_attempted_at", "succeeded_at"}
 
 
 def columns(row: Any) -> dict[str, Any]:

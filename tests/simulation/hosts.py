@@ -45,7 +45,8 @@ class Process(Host):
 
     @property
     def queues(self) -> list[Any]:
-        return list(self.worker._watched)
+        """But for the one of figures: it moves nothing, and looks at PostgreSQL's own transactions and their times."""
+        return [watched for watched in self.worker._watched if watched.queue.name != "figures"]
 
     @property
     def may_claim(self) -> bool:
