@@ -11,6 +11,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from marketplace import correlation
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import (
     DATABASE_TROUBLE,
@@ -56,6 +57,11 @@ def receive(event: IncomingEvent) -> WebhookEvent:
         OperationalError, InterfaceError: the database is away; nothing is stored, so Stripe must send it again.
 
     """
+    with correlation.bound(event.stripe_event_id):
+        return _received(event)
+
+
+def _received(event: IncomingEvent) -> WebhookEvent:
     try:
         row = _receive(event)
     except AlreadyThere:
@@ -210,6 +216,11 @@ def _apply_straight(row: WebhookEvent) -> WebhookEvent:
 
 def _apply(row: WebhookEvent) -> WebhookEvent:
     """Apply the event and mark it, both inside the caller's transaction. What fails leaves its error, and no effect."""
+    with correlation.bound(row.stripe_event_id):
+        return _applied(row)
+
+
+def _applied(row: WebhookEvent) -> WebhookEvent:
     try:
         try:
             outcome = _dispatch(row)

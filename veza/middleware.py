@@ -1,14 +1,30 @@
-"""Past the other middleware: Stripe has no session, no cookies and no forms, and sends many requests."""
+"""An id for each request; and the webhooks' way past the other middleware: Stripe has no session, no cookies and no
+forms, and sends many requests.
+"""
 
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
+from marketplace import correlation
 from marketplace.api.webhooks import stripe_webhook
 
 # Without the slash too: Stripe takes a redirect for a failure.
 WEBHOOK_ROUTES = ("webhooks/stripe", "webhooks/stripe/")
 PATHS = frozenset(f"/{route}" for route in WEBHOOK_ROUTES)
+
+
+def request_ids(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """``X-Request-ID`` in, or one of our own; in all log lines and rows of the request, and out."""
+
+    def respond(request: HttpRequest) -> HttpResponse:
+        request_id = correlation.of_request(request.headers.get("X-Request-ID", ""))
+        with correlation.bound(request_id):
+            response = get_response(request)
+        response.headers["X-Request-ID"] = request_id
+        return response
+
+    return respond
 
 
 def webhooks_at_once(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -62,6 +62,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "veza.middleware.request_ids",
     "django.middleware.security.SecurityMiddleware",
     "veza.middleware.webhooks_at_once",
     "whitenoise.middleware.WhiteNoiseMiddleware",

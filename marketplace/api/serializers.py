@@ -145,7 +145,7 @@ class OrderDetailSerializer(OrderSerializer):
 
 
 class RefundSerializer(Shown):
-    staff_only = ("requested_by", "request_key", "stripe_refund_id", *WORK)
+    staff_only = ("requested_by", "request_key", "stripe_refund_id", "correlation_id", *WORK)
 
     class Meta:
         model = Refund
@@ -162,12 +162,13 @@ class RefundSerializer(Shown):
             "requested_by",
             "request_key",
             "stripe_refund_id",
+            "correlation_id",
             *WORK,
         )
 
 
 class ReversalSerializer(Shown):
-    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount", "refused")
+    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount", "refused", "correlation_id")
 
     class Meta:
         model = TransferReversal
@@ -190,6 +191,7 @@ class ReversalSerializer(Shown):
             "waiting_for_funds_since",
             "unwanted_amount",
             "refused",
+            "correlation_id",
         )
 
 
@@ -266,7 +268,7 @@ class DebtTotalSerializer(serializers.Serializer[Any]):
 
 
 class TransferSerializer(Shown):
-    staff_only = ("failed_leg", *WORK)
+    staff_only = ("failed_leg", "correlation_id", *WORK)
 
     class Meta:
         model = SellerTransfer
@@ -289,6 +291,7 @@ class TransferSerializer(Shown):
             "created_at",
             "updated_at",
             "failed_leg",
+            "correlation_id",
             *WORK,
         )
 

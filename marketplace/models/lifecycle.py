@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
 from django.utils.translation import gettext_lazy as _
 
+from marketplace import correlation
 from marketplace.errors import AlreadyThere, ChangedMeanwhile, IllegalTransition, StaleTransition
 from marketplace.models import together
 from marketplace.models.together import Rows
@@ -264,6 +265,19 @@ class Work(models.Model):
 
     class Meta:
         abstract = True
+
+
+def correlated() -> "models.CharField[str, str]":
+    """By which request or event the row was written. Empty in rows of older versions."""
+    return models.CharField(
+        _("correlation id"),
+        max_length=100,
+        blank=True,
+        default=correlation.current,
+        db_default="",
+        editable=False,
+        help_text=_("Of the event (evt_…) or request that began it; in the log lines of all that is done about it."),
+    )
 
 
 def lease_is_whole(name: str) -> models.CheckConstraint:

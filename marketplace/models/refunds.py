@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from marketplace.models.lifecycle import (
     Lifecycle,
     Work,
+    correlated,
     is_currency,
     lease_is_whole,
     listed_steps_only,
@@ -115,6 +116,8 @@ class Refund(Lifecycle, Work):
         editable=False,
         help_text=_("What no seller bears, in the currency's minor unit."),
     )
+
+    correlation_id = correlated()
 
     class Meta:
         verbose_name = _("refund")

@@ -12,6 +12,7 @@ from marketplace.models.figures import FAILED_ATTEMPT
 from marketplace.models.lifecycle import (
     Lifecycle,
     Work,
+    correlated,
     is_currency,
     lease_is_whole,
     listed_steps_only,
@@ -269,6 +270,7 @@ class SellerTransfer(Lifecycle, Work):
         help_text=_("The reversal that is given back. Empty where the money had been kept back before it was sent."),
     )
     description = statement_line()
+    correlation_id = correlated()
     declined = models.BooleanField(
         _("declined"),
         default=False,
@@ -509,6 +511,7 @@ class TransferReversal(Lifecycle):
         _("amount written off"), default=0, db_default=0, help_text=_("Of the amount, what nobody asks for any more.")
     )
     description = statement_line()
+    correlation_id = correlated()
     stripe_reversal_id = models.CharField(
         _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
     )

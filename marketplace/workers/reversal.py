@@ -101,6 +101,7 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
             "operation_id": str(claimed.reversal.operation_id),
             "generation": claimed.reversal.key_generation,
             "attempt": claimed.transfer.retry_count + 1,
+            "correlation_id": claimed.reversal.correlation_id,
         }
 
     def settle_unexpected(self, claimed: Claimed, exception: Exception) -> None:
@@ -144,6 +145,7 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
             "operation_id": str(claimed.operation_id),
             "generation": claimed.key_generation,
             "attempt": claimed.retry_count + 1,
+            "correlation_id": claimed.correlation_id,
         }
 
     def settle_unexpected(self, claimed: Refund, exception: Exception) -> None:
@@ -185,7 +187,12 @@ class EventQueue:
             raise StripeDenied(answer.message)
 
     def describe(self, claimed: WebhookEvent) -> dict[str, Any]:
-        return {"event_id": claimed.stripe_event_id, "type": claimed.type, "attempt": claimed.retry_count + 1}
+        return {
+            "event_id": claimed.stripe_event_id,
+            "type": claimed.type,
+            "attempt": claimed.retry_count + 1,
+            "correlation_id": claimed.stripe_event_id,
+        }
 
     def settle_unexpected(self, claimed: WebhookEvent, exception: Exception) -> None:
         """Applying keeps its own errors; one beyond that leaves the lease to run out."""

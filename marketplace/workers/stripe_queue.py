@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 from django.conf import settings
 
-from marketplace import throttle
+from marketplace import correlation, throttle
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import Denied, TransferGateway
 from marketplace.metrics import ANSWERS, SETTLE_SECONDS
@@ -87,7 +87,8 @@ class StripeQueue(ABC, Generic[R, A]):
         """The row is as it was before the claim."""
 
     @abstractmethod
-    def describe(self, claimed: R) -> dict[str, Any]: ...
+    def describe(self, claimed: R) -> dict[str, Any]:
+        """For the log, with ``correlation_id``."""
 
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[R]:
         """Due rows; or, while the breaker is open, one row that may ask whether Stripe is back."""
@@ -110,6 +111,10 @@ class StripeQueue(ABC, Generic[R, A]):
             throttle.give_probe_back(self.name)
 
     def perform(self, claimed: R) -> None:
+        with correlation.bound(self.describe(claimed)[correlation.NAME]):
+            self._perform(claimed)
+
+    def _perform(self, claimed: R) -> None:
         has_told = False
         try:
             has_told = self._attempt(claimed)

@@ -61,6 +61,7 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
             "operation_id": str(claimed.operation_id),
             "generation": claimed.key_generation,
             "attempt": claimed.retry_count + 1,
+            "correlation_id": claimed.correlation_id,
         }
 
     def settle_unexpected(self, claimed: SellerTransfer, exception: Exception) -> None:

@@ -483,7 +483,13 @@ def test_an_event_given_back_unbegun_is_due_at_once(gateway: Any) -> None:
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     assert queue.claim(batch_size=1, lease=timedelta(minutes=5)) == []
     assert not queue.is_held_back(claimed)
-    assert queue.describe(claimed) == {"event_id": claimed.stripe_event_id, "type": claimed.type, "attempt": 2}
+    event_id = claimed.stripe_event_id
+    assert queue.describe(claimed) == {
+        "event_id": event_id,
+        "type": claimed.type,
+        "attempt": 2,
+        "correlation_id": event_id,
+    }
     queue.release(claimed)
     queue.settle_unexpected(claimed, ValueError("kept by applying itself"))
     assert len(queue.claim(batch_size=1, lease=timedelta(minutes=5))) == 1
