@@ -50,7 +50,7 @@ def test_a_reversal_that_succeeded_is_told_once(
     transfer = at_stripe(4500, completed=True)
     Seller.objects.update(email="seller@example.com")
     cause = TransferReversal.Cause.OPERATOR
-    reversals.owe(transfer, amount=1200, cause=cause, refund=None, **BY)
+    reversals.owe(transfer, amount=1200, cause=cause, source=None, **BY)
     assert run() == 0, "nothing has happened yet"
     assert run_reversals() == 1
     assert run() == 1

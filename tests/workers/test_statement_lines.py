@@ -13,7 +13,7 @@ from marketplace.gateway.contract import PaymentFacts
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import give_backs, payments, reversals
 from marketplace.states import TransferStatus
-from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, order_with_items
+from tests.factories import DisputeFactory, RefundFactory, SellerTransferFactory, UserFactory, order_with_items
 from tests.workers.conftest import CREATE, REVERSE
 
 pytestmark = pytest.mark.django_db
@@ -28,8 +28,9 @@ def sent(simulator: Any, endpoint: str) -> list[dict[str, list[str]]]:
 
 
 def owe(transfer: SellerTransfer, **more: Any) -> TransferReversal:
-    refund = RefundFactory(succeeded=True, order=transfer.order) if more["cause"] == Cause.REFUND else None
-    reversals.owe(SellerTransfer.objects.get(pk=transfer.pk), amount=2000, refund=refund, **more, **BY)
+    make = {Cause.REFUND: RefundFactory, Cause.DISPUTE: DisputeFactory}.get(more["cause"])
+    source = make(order=transfer.order) if make else None
+    reversals.owe(SellerTransfer.objects.get(pk=transfer.pk), amount=2000, source=source, **more, **BY)
     return transfer.reversals.order_by("id").last()  # type: ignore[return-value]
 
 
@@ -55,11 +56,11 @@ def test_a_reversal_says_which_order_and_why(
 def test_every_cause_has_its_words(at_stripe: Make) -> None:
     transfer = at_stripe(completed=True)
     said = {
-        reversals.create(transfer, amount=1, cause=cause, refund=None, status="canceled", **BY).description
+        reversals.create(transfer, amount=1, cause=cause, source=None, status="canceled", **BY).description
         for cause in Cause
-        if cause != Cause.REFUND
+        if cause not in {Cause.REFUND, Cause.DISPUTE}
     }
-    assert len(said) == len(Cause) - 1
+    assert len(said) == len(Cause) - 2
     assert all(line.startswith(f"Order {transfer.order_id}: ") for line in said)
 
 
