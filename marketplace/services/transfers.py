@@ -292,14 +292,24 @@ def retry(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[st
     with transaction.atomic(durable=True):
         transfer = SellerTransfer.locked(transfer_id)
         transfer.require_version(if_version)
-        if refusal := why_no_retry(transfer):
-            raise NotAllowedNow(refusal)
-        if transfer.stripe_transfer_id:
-            reversals.reopen(transfer, actor=actor, reason=reason)
-        else:
-            _retry_sending(transfer, actor=actor, reason=reason)
+        resume(transfer, actor=actor, reason=reason)
     logger.info("transfer_retried", transfer=transfer_id, status=transfer.status, actor=actor)
     return transfer
+
+
+def resume(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    """``retry`` inside the caller's transaction, which holds the lock.
+
+    Raises:
+        NotAllowedNow: as in ``retry``.
+
+    """
+    if refusal := why_no_retry(transfer):
+        raise NotAllowedNow(refusal)
+    if transfer.stripe_transfer_id:
+        reversals.reopen(transfer, actor=actor, reason=reason)
+    else:
+        _retry_sending(transfer, actor=actor, reason=reason)
 
 
 def why_no_retry(transfer: SellerTransfer) -> str:
