@@ -12,6 +12,7 @@ from django.db.models import Count, Min, Model, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from marketplace.models import (
+    BulkRetry,
     CircuitBreaker,
     Debt,
     Order,
@@ -160,6 +161,66 @@ def longest_due(queue: str) -> datetime | None:
 def refund_by_request(*, requested_by: User, request_key: str) -> Refund | None:
     """What an earlier request with the same Idempotency-Key made."""
     return Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()
+
+
+# --- Bulk retries -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkTally:
+    """So many transfers of a bulk retry with one result, in one currency; ``amount`` is what their retries move."""
+
+    status: str
+    currency: str
+    count: int
+    amount: int
+
+
+def bulk_tallies(bulk_retry: BulkRetry) -> list[BulkTally]:
+    grouped = bulk_retry.items.order_by().values("status", "currency")
+    rows = grouped.annotate(count=Count("id"), total=Sum("amount")).order_by("status", "currency")
+    return [
+        BulkTally(status=row["status"], currency=row["currency"], count=row["count"], amount=int(row["total"]))
+        for row in rows
+    ]
+
+
+def bulk_outcomes(bulk_retry: BulkRetry, *statuses: str) -> list[tuple[str, int]]:
+    """Why transfers of a bulk retry have these results, and how many each; the most frequent first, at most ten."""
+    grouped = bulk_retry.items.order_by().filter(status__in=statuses).values("outcome").annotate(count=Count("id"))
+    return [(row["outcome"], row["count"]) for row in grouped.order_by("-count", "outcome")[:10]]
+
+
+MOST_CAUSES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """So many transfers need a person for one cause, in one currency; ``amount`` is theirs, in minor units."""
+
+    leg: str
+    code: str
+    currency: str
+    count: int
+    amount: int
+
+
+def causes() -> list[Cause]:
+    """Why transfers need a person, the most frequent first, at most ``MOST_CAUSES``."""
+    failed = SellerTransfer.objects.filter(status=TransferStatus.PERMANENTLY_FAILED).order_by()
+    grouped = failed.values("failed_leg", "last_error_code", "currency").annotate(
+        count=Count("id"), total=Sum("amount")
+    )
+    return [
+        Cause(
+            leg=row["failed_leg"],
+            code=row["last_error_code"],
+            currency=row["currency"],
+            count=row["count"],
+            amount=int(row["total"]),
+        )
+        for row in grouped.order_by("-count", "last_error_code", "failed_leg", "currency")[:MOST_CAUSES]
+    ]
 
 
 # --- What sellers owe -------------------------------------------------------------------------------------------------

@@ -85,6 +85,44 @@ class EventStatus(TextChoices):
     FAILED = "failed", _("failed")
 
 
+class BulkRetryStatus(TextChoices):
+    """Many permanently failed transfers, retried under guard: first a few, then the rest at a limited rate."""
+
+    # The transfers are chosen and counted; nothing is retried before a person starts it.
+    PLANNED = "planned", _("planned")
+    # It was started, and is over the configured sum: a second person has to approve.
+    AWAITING_APPROVAL = "awaiting_approval", _("awaiting approval")
+    # The first few are retried; the rest waits for what becomes of them.
+    CANARY = "canary", _("canary")
+    # The rest is retried, at the configured rate.
+    RUNNING = "running", _("running")
+    # Too many failed, or a person stopped it. The rest is untouched.
+    STOPPED = "stopped", _("stopped")
+    # Each transfer has its result.
+    FINISHED = "finished", _("finished")
+    # Given up before anything was retried.
+    CANCELED = "canceled", _("canceled")
+
+
+class BulkRetryItemStatus(TextChoices):
+    """One transfer of a bulk retry."""
+
+    # Chosen; its turn has not come, and never comes where the bulk retry is over.
+    PLANNED = "planned", _("not retried")
+    # It could not be retried when it was chosen; the row says why.
+    REFUSED = "refused", _("refused")
+    # Something became of it after it was chosen, so it was left alone.
+    SKIPPED = "skipped", _("skipped")
+    # It is due again; what becomes of it is not known yet.
+    RETRIED = "retried", _("retried")
+    # The money came back, or was sent, or nothing is owed any more.
+    SUCCEEDED = "succeeded", _("succeeded")
+    # Stripe took it up and waits for the seller's money. It goes on by itself.
+    WAITING = "waiting", _("waits for funds")
+    # It needs a person again.
+    FAILED = "failed", _("failed again")
+
+
 Transitions = Mapping[Status, frozenset[Status]]
 
 
@@ -161,6 +199,33 @@ EVENT_TRANSITIONS: Transitions[EventStatus] = _transitions(
         # The row is written as processed; where applying it ends otherwise, the same transaction corrects that.
         _E.PROCESSED: {_E.FAILED, _E.IGNORED},
         _E.IGNORED: {_E.PROCESSED},
+    }
+)
+
+_B = BulkRetryStatus
+BULK_RETRY_TRANSITIONS: Transitions[BulkRetryStatus] = _transitions(
+    {
+        _B.PLANNED: {_B.AWAITING_APPROVAL, _B.CANARY, _B.CANCELED},
+        _B.AWAITING_APPROVAL: {_B.CANARY, _B.CANCELED},
+        # Finished where there are no more than the canary.
+        _B.CANARY: {_B.RUNNING, _B.STOPPED, _B.FINISHED},
+        _B.RUNNING: {_B.STOPPED, _B.FINISHED},
+        _B.STOPPED: set(),
+        _B.FINISHED: set(),
+        _B.CANCELED: set(),
+    }
+)
+
+_I = BulkRetryItemStatus
+BULK_RETRY_ITEM_TRANSITIONS: Transitions[BulkRetryItemStatus] = _transitions(
+    {
+        _I.PLANNED: {_I.RETRIED, _I.SKIPPED},
+        _I.RETRIED: {_I.SUCCEEDED, _I.WAITING, _I.FAILED},
+        _I.REFUSED: set(),
+        _I.SKIPPED: set(),
+        _I.SUCCEEDED: set(),
+        _I.WAITING: set(),
+        _I.FAILED: set(),
     }
 )
 

@@ -38,6 +38,12 @@ MOVED_BY = {
     "OrderStatus.PAID": "its refunds",
     "OrderStatus.PARTIALLY_REFUNDED": "its refunds",
     "OrderStatus.REFUNDED": "a refund that fails after it had succeeded",
+    "BulkRetryStatus.PLANNED": "its requester",
+    "BulkRetryStatus.AWAITING_APPROVAL": "a second person",
+    "BulkRetryStatus.CANARY": "reversal worker; a person who stops it",
+    "BulkRetryStatus.RUNNING": "reversal worker; a person who stops it",
+    "BulkRetryItemStatus.PLANNED": "reversal worker, when its turn comes",
+    "BulkRetryItemStatus.RETRIED": "reversal worker, when it sees what became of the transfer",
     "EventStatus.PROCESSED": "nobody: the steps out of it belong to the transaction that wrote it",
     "EventStatus.IGNORED": "an operator's replay; its payment's event, where it was an early refund",
     "EventStatus.FAILED": "reversal worker, while it has a next time; its payment's event; an operator's replay",
@@ -76,6 +82,18 @@ SECTIONS: list[tuple[str, str, type[TextChoices], Transitions]] = [
         "`WebhookEvent.status`: what became of a verified event.",
         states.EventStatus,
         states.EVENT_TRANSITIONS,
+    ),
+    (
+        "A bulk retry",
+        "`BulkRetry.status`: many transfers that need a person, retried together under guard.",
+        states.BulkRetryStatus,
+        states.BULK_RETRY_TRANSITIONS,
+    ),
+    (
+        "A transfer of a bulk retry",
+        "`BulkRetryItem.status`: its result. *Not retried* and *refused* are where it begins.",
+        states.BulkRetryItemStatus,
+        states.BULK_RETRY_ITEM_TRANSITIONS,
     ),
 ]
 

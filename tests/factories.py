@@ -13,6 +13,8 @@ from django.db import models
 from django.utils import timezone
 
 from marketplace.models import (
+    BulkRetry,
+    BulkRetryItem,
     DebtEntry,
     Dispute,
     Order,
@@ -24,7 +26,15 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
-from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import (
+    BulkRetryItemStatus,
+    BulkRetryStatus,
+    EventStatus,
+    OrderStatus,
+    RefundStatus,
+    ReversalStatus,
+    TransferStatus,
+)
 
 M = TypeVar("M", bound=models.Model)
 
@@ -432,6 +442,64 @@ class WebhookEventFactory(ModelFactory[WebhookEvent]):
             "livemode": False,
             "data": {"object": event.data_object},
         }
+    )
+
+
+# --- Bulk retries -------------------------------------------------------------------------------------------
+
+
+class BulkRetryFactory(ModelFactory[BulkRetry]):
+    """Planned, without any transfers. Each other status is a trait."""
+
+    class Meta:
+        model = BulkRetry
+
+    class Params:
+        started = factory.Trait(started_at=minutes_ago(5))
+        under_way = factory.Trait(started=True, next_retry_at=due_now(), canary_until=minutes_ago(-10))
+        awaiting_approval = factory.Trait(started=True, status=BulkRetryStatus.AWAITING_APPROVAL, needs_approval=True)
+        canary = factory.Trait(under_way=True, status=BulkRetryStatus.CANARY)
+        running = factory.Trait(under_way=True, status=BulkRetryStatus.RUNNING)
+        stopped = factory.Trait(
+            started=True, status=BulkRetryStatus.STOPPED, stop_reason="1 of 5 of the canary failed again"
+        )
+        finished = factory.Trait(started=True, status=BulkRetryStatus.FINISHED)
+        canceled = factory.Trait(status=BulkRetryStatus.CANCELED)
+
+    criteria = factory.LazyFunction(lambda: {"error_code": "not_found"})
+    reason = "the accounts are open again"
+    requested_by = factory.SubFactory(UserFactory, staff=True)
+    canary_size = 5
+    per_minute = 60
+    max_error_percent = 10
+
+
+class BulkRetryItemFactory(ModelFactory[BulkRetryItem]):
+    """A transfer that was chosen; each other result is a trait."""
+
+    class Meta:
+        model = BulkRetryItem
+
+    class Params:
+        settled = factory.Trait(retried_at=minutes_ago(2), settled_at=minutes_ago(1))
+        refused = factory.Trait(status=BulkRetryItemStatus.REFUSED, outcome="has no Stripe transfer id")
+        skipped = factory.Trait(
+            status=BulkRetryItemStatus.SKIPPED, outcome="it changed after it was chosen", settled_at=minutes_ago(1)
+        )
+        retried = factory.Trait(status=BulkRetryItemStatus.RETRIED, retried_at=minutes_ago(2))
+        succeeded = factory.Trait(settled=True, status=BulkRetryItemStatus.SUCCEEDED, outcome="reversed")
+        waiting = factory.Trait(settled=True, status=BulkRetryItemStatus.WAITING, outcome="insufficient_funds")
+        failed = factory.Trait(settled=True, status=BulkRetryItemStatus.FAILED, outcome="not_found: No such transfer")
+
+    bulk_retry = factory.SubFactory(BulkRetryFactory)
+    position = factory.Sequence(lambda n: n + 1)
+    transfer = factory.SubFactory(SellerTransferFactory, permanently_failed=True)
+    failed_leg = factory.SelfAttribute("transfer.failed_leg")
+    amount = factory.SelfAttribute("transfer.amount")
+    currency = factory.SelfAttribute("transfer.currency")
+    error_code = factory.SelfAttribute("transfer.last_error_code")
+    transfer_updated_at = factory.LazyAttribute(
+        lambda item: SellerTransfer.objects.values_list("updated_at", flat=True).get(pk=item.transfer.pk)
     )
 
 

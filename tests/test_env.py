@@ -112,6 +112,25 @@ def test_no_text_makes_the_parser_of_durations_raise_anything_but_valueerror(tex
         assert parse_duration(text) > timedelta(0)
 
 
+@pytest.mark.parametrize(
+    ("text", "amounts"),
+    [
+        ("1000", {"": 1000}),
+        ("0", {"": 0}),
+        ("1000, jpy:5", {"": 1000, "jpy": 5}),
+        ("usd:7,eur:8", {"": 0, "usd": 7, "eur": 8}),
+    ],
+)
+def test_amounts(text: str, amounts: dict[str, int]) -> None:
+    assert reading(A=text).amounts("A", "1") == amounts
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "1.5", "EUR:1", "eur:", "eur:1;usd:2", "1,", "1" * 16])
+def test_anything_else_is_no_amount(text: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="expected an amount in minor units for all currencies"):
+        reading(A=text).amounts("A", "1")
+
+
 def test_choices() -> None:
     assert reading(A="json").choice("A", "auto", ["auto", "json"]) == "json"
     assert refusal(reading(A="xml").choice, "A", "auto", ["auto", "json"]) == (

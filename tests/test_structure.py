@@ -22,6 +22,8 @@ STATUSES: list[type[TextChoices]] = [
     states.RefundStatus,
     states.OrderStatus,
     states.EventStatus,
+    states.BulkRetryStatus,
+    states.BulkRetryItemStatus,
 ]
 EVERY_STATUS = [pytest.param(status, id=f"{kind.__name__}.{status.name}") for kind in STATUSES for status in kind]
 

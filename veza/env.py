@@ -155,6 +155,24 @@ class Environment:
 
         return self._parsed(name, default, parse, "one of " + ", ".join(choices))
 
+    def amounts(self, name: str, default: str) -> dict[str, int]:
+        """Amounts in minor units: ``1000000,jpy:100000000`` is the first for every currency but yen.
+
+        Under ``""`` stands the one for currencies that are not named; 0 where none is given.
+        """
+
+        def parse(raw: str) -> dict[str, int]:
+            found = {"": 0}
+            for word in raw.split(","):
+                match = re.fullmatch(r"(?:([a-z]{3}):)?([0-9]{1,15})", word.strip())
+                if match is None:
+                    raise ValueError(word)
+                found[match[1] or ""] = int(match[2])
+            return found
+
+        accepted = "an amount in minor units for all currencies, or several such as 1000000,jpy:100000000"
+        return self._parsed(name, default, parse, accepted)
+
     def words(self, name: str, default: str = "", *, secret: bool = False) -> list[str]:
         """A comma-separated list without empty members."""
         return [word.strip() for word in self.text(name, default, secret=secret).split(",") if word.strip()]

@@ -213,6 +213,14 @@ TRANSFER_RETRY_CHECK_INTERVAL = env.duration("TRANSFER_RETRY_CHECK_INTERVAL", "1
 TRANSFER_RETRY_BACKOFF_BASE = env.duration("TRANSFER_RETRY_BACKOFF_BASE", "1m")
 TRANSFER_RETRY_BACKOFF_MAX = env.duration("TRANSFER_RETRY_BACKOFF_MAX", "1h")
 
+# Retrying many transfers together: so many first, waited for so long; then at this rate, until too many fail again.
+BULK_RETRY_CANARY_SIZE = env.integer("BULK_RETRY_CANARY_SIZE", "5", minimum=1, maximum=100)
+BULK_RETRY_CANARY_WAIT = env.duration("BULK_RETRY_CANARY_WAIT", "15m")
+BULK_RETRY_PER_MINUTE = env.integer("BULK_RETRY_PER_MINUTE", "60", minimum=1, maximum=6000)
+BULK_RETRY_MAX_ERROR_PERCENT = env.integer("BULK_RETRY_MAX_ERROR_PERCENT", "10", minimum=0, maximum=99)
+# Over this sum, by currency, a second person has to approve.
+BULK_RETRY_APPROVAL_ABOVE = env.amounts("BULK_RETRY_APPROVAL_ABOVE", "1000000")
+
 for base, maximum in (
     ("REVERSAL_BACKOFF_BASE", "REVERSAL_BACKOFF_MAX"),
     ("TRANSFER_RETRY_BACKOFF_BASE", "TRANSFER_RETRY_BACKOFF_MAX"),
@@ -269,6 +277,8 @@ SPECTACULAR_SETTINGS = {
         "OrderStatus": "marketplace.states.OrderStatus",
         "EventStatus": "marketplace.states.EventStatus",
         "WhyKind": "marketplace.explain.shapes.Kind",
+        "BulkRetryStatus": "marketplace.states.BulkRetryStatus",
+        "BulkRetryItemStatus": "marketplace.states.BulkRetryItemStatus",
     },
 }
 
@@ -317,6 +327,7 @@ UNFOLD = {
                         ("Transfers", "send_money", "marketplace_sellertransfer"),
                         ("Reversals", "currency_exchange", "marketplace_transferreversal"),
                         ("Debts of sellers", "account_balance_wallet", "marketplace_debt"),
+                        ("Bulk retries", "replay", "marketplace_bulkretry"),
                     ],
                 ),
                 (

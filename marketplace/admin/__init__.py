@@ -2,6 +2,26 @@
 Stripe has a say in.
 """
 
-from marketplace.admin import access, coordination, debts, refunds, reversals, sales, transfers, webhook_events
+from marketplace.admin import (
+    access,
+    bulk_retries,
+    coordination,
+    debts,
+    refunds,
+    reversals,
+    sales,
+    transfers,
+    webhook_events,
+)
 
-__all__ = ["access", "coordination", "debts", "refunds", "reversals", "sales", "transfers", "webhook_events"]
+__all__ = [
+    "access",
+    "bulk_retries",
+    "coordination",
+    "debts",
+    "refunds",
+    "reversals",
+    "sales",
+    "transfers",
+    "webhook_events",
+]

@@ -18,7 +18,15 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.utils import parse_datetime_str
 
 from marketplace.money import Money
-from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import (
+    BulkRetryItemStatus,
+    BulkRetryStatus,
+    EventStatus,
+    OrderStatus,
+    RefundStatus,
+    ReversalStatus,
+    TransferStatus,
+)
 
 # Green: the money is where it should be. Blue: on its way. Orange: waits for something. Red: a person is needed.
 # By class: members of two classes with the same text are equal, but need not mean the same.
@@ -58,6 +66,24 @@ COLOURS: Mapping[type[TextChoices], Mapping[str, str]] = {
         EventStatus.IGNORED: "default",
         EventStatus.FAILED: "danger",
     },
+    BulkRetryStatus: {
+        BulkRetryStatus.PLANNED: "default",
+        BulkRetryStatus.AWAITING_APPROVAL: "warning",
+        BulkRetryStatus.CANARY: "info",
+        BulkRetryStatus.RUNNING: "info",
+        BulkRetryStatus.STOPPED: "danger",
+        BulkRetryStatus.FINISHED: "success",
+        BulkRetryStatus.CANCELED: "default",
+    },
+    BulkRetryItemStatus: {
+        BulkRetryItemStatus.PLANNED: "default",
+        BulkRetryItemStatus.REFUSED: "warning",
+        BulkRetryItemStatus.SKIPPED: "default",
+        BulkRetryItemStatus.RETRIED: "info",
+        BulkRetryItemStatus.SUCCEEDED: "success",
+        BulkRetryItemStatus.WAITING: "warning",
+        BulkRetryItemStatus.FAILED: "danger",
+    },
 }
 
 
@@ -92,7 +118,7 @@ def link(row: Model | None, text: str = "") -> SafeString | str:
     # A number belongs to its word; names may be long.
     style = "whitespace-nowrap" if str(row).endswith(str(row.pk)) else ""
     return format_html(
-        '<a class="text-primary-600 dark:text-primary-500 {}" href="{}">{}</a>', style, address, text or str(row)
+        '<a class="text-primary-600 dark:text-primary-400 {}" href="{}">{}</a>', style, address, text or str(row)
     )
 
 

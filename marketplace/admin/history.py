@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.admin.base import OwnedInline, label
-from marketplace.states import EventStatus, RefundStatus, ReversalStatus
+from marketplace.states import BulkRetryStatus, EventStatus, RefundStatus, ReversalStatus
 
 
 class HistoryInline(OwnedInline):
@@ -82,6 +82,13 @@ class RefundHistoryInline(WorkHistoryInline):
 class ReversalHistoryInline(HistoryInline):
     model = apps.get_model("marketplace", "TransferReversalHistory")
     statuses = ReversalStatus
+
+
+class BulkRetryHistoryInline(HistoryInline):
+    model = apps.get_model("marketplace", "BulkRetryHistory")
+    statuses = BulkRetryStatus
+    fields = ("when", "step", "actor", "reason")
+    readonly_fields = fields
 
 
 class EventHistoryInline(HistoryInline):

@@ -20,7 +20,7 @@ from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from marketplace import throttle
-from marketplace.admin import why
+from marketplace.admin import bulk_retries, why
 from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import (
     MomentsFilter,
@@ -103,6 +103,7 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     )
     search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")
     search_help_text = _("A transfer's number, tr_… or trr_…, whole")
+    list_before_template = "admin/marketplace/retry_all.html"
     actions = ("retry_selected",)
     # Their buttons stand in the card, with those of the debts.
     actions_detail = ("retry_one", "try_now", "enter_transfer_id", "decline")
@@ -206,6 +207,11 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     @admin.display(description=_("look first"))
     def look_first_shown(self, transfer: SellerTransfer) -> Any:
         return yes_no(transfer.look_first)
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
+        may_plan = self.has_retry_permission(request) and request.user.has_perm("marketplace.view_bulkretry")
+        context = {"retry_all": bulk_retries.retry_all(request)} if may_plan else {}
+        return super().changelist_view(request, {**(extra_context or {}), **context})
 
     # --- What an operator may do ----------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from rest_framework.views import APIView
 from marketplace import selectors
 from marketplace.api.problems import Malformed
 from marketplace.models import (
+    BulkRetry,
+    BulkRetryItem,
     Debt,
     Order,
     OrderItem,
@@ -28,7 +30,15 @@ from marketplace.models import (
     WebhookEvent,
 )
 from marketplace.money import LARGEST_AMOUNT
-from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
+from marketplace.states import (
+    BulkRetryItemStatus,
+    BulkRetryStatus,
+    EventStatus,
+    OrderStatus,
+    RefundStatus,
+    ReversalStatus,
+    TransferStatus,
+)
 
 # Of the pagination, which reads them itself.
 OTHER_PARAMETERS = frozenset({"cursor", "page_size", "ordering", "format"})
@@ -229,4 +239,20 @@ class WebhookEventFilter(Searching):
 
     class Meta:
         model = WebhookEvent
+        fields: tuple[str, ...] = ()
+
+
+class BulkRetryFilter(Created):
+    status = one_of(BulkRetryStatus)
+
+    class Meta:
+        model = BulkRetry
+        fields: tuple[str, ...] = ()
+
+
+class BulkRetryItemFilter(FilterSet):
+    status = one_of(BulkRetryItemStatus)
+
+    class Meta:
+        model = BulkRetryItem
         fields: tuple[str, ...] = ()

@@ -2,7 +2,7 @@ from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
-from marketplace.api import views
+from marketplace.api import bulk_retries, views
 
 app_name = "api"
 
@@ -12,6 +12,7 @@ router.register("transfers", views.TransferViewSet, basename="transfer")
 router.register("refunds", views.RefundViewSet, basename="refund")
 router.register("reversals", views.ReversalViewSet, basename="reversal")
 router.register("debts", views.DebtViewSet, basename="debt")
+router.register("bulk-retries", bulk_retries.BulkRetryViewSet, basename="bulk-retry")
 router.register("sellers", views.SellerViewSet, basename="seller")
 router.register("products", views.ProductViewSet, basename="product")
 router.register("webhook-events", views.WebhookEventViewSet, basename="webhook-event")
@@ -24,6 +25,11 @@ urlpatterns = [
         name="order-refunds",
     ),
     path("orders/<int:order_id>/refund-plan/", views.RefundPlanView.as_view(), name="refund-plan"),
+    path(
+        "bulk-retries/<int:id>/items/",
+        bulk_retries.BulkRetryItemViewSet.as_view({"get": "list"}),
+        name="bulk-retry-items",
+    ),
     path("stats/", views.StatsView.as_view(), name="stats"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", views.DocsView.as_view(url_name="api:schema"), name="docs"),

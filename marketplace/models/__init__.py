@@ -1,6 +1,7 @@
 """Tables, constraints, triggers and ``transition()``; no policy."""
 
 from marketplace.models.api_requests import ApiPace, IdempotentRequest
+from marketplace.models.bulk_retries import BULK_RETRIES_CHANNEL, BulkRetry, BulkRetryItem
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
 from marketplace.models.disputes import Dispute
@@ -20,6 +21,7 @@ from marketplace.models.transfers import (
 from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
 
 __all__ = [
+    "BULK_RETRIES_CHANNEL",
     "EVENTS_CHANNEL",
     "GIVE_BACK_UNDECIDED",
     "NOTICES_CHANNEL",
@@ -28,6 +30,8 @@ __all__ = [
     "SENDING_CHANNEL",
     "ApiPace",
     "BalanceWatch",
+    "BulkRetry",
+    "BulkRetryItem",
     "CircuitBreaker",
     "Debt",
     "DebtEntry",

@@ -1,5 +1,6 @@
 """The reversal worker: brings the sellers' money back, asks again for refunds, applies events that failed, looks
-whether sellers have money again, counts what happened, and tells people of what needs them.
+whether sellers have money again, goes on with bulk retries, counts what happened, and tells people of what needs
+them.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from marketplace.models import (
 from marketplace.services import clawback, leases, notices, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed, NoLongerOwed, ReversalAnswer
 from marketplace.workers.balances import BalanceQueue
+from marketplace.workers.bulk_retries import BulkRetryQueue
 from marketplace.workers.figures import FigureQueue
 from marketplace.workers.loop import Queue, Worker, persistently
 from marketplace.workers.notices import NoticeQueue
@@ -210,6 +212,7 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
         RefundQueue(gateway, slots),
         EventQueue(gateway),
         BalanceQueue(gateway),
+        BulkRetryQueue(),
         FigureQueue(),
     ]
     if notices.is_on():

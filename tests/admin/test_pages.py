@@ -23,6 +23,7 @@ from marketplace.models import CircuitBreaker, Product, RequestAllowance, Seller
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import (
+    BulkRetryItemFactory,
     ProductFactory,
     RefundFactory,
     SellerFactory,
@@ -72,6 +73,7 @@ def populate(db: None) -> Callable[[], None]:
         ProductFactory()
         RefundFactory()
         WebhookEventFactory(failed=True)
+        BulkRetryItemFactory()
         name = uuid4().hex[:8]
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
         Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
@@ -90,13 +92,14 @@ def test_every_model_has_its_pages() -> None:
         "sellertransfer",
         "transferreversal",
         "debt",
+        "bulkretry",
         "webhookevent",
         *COORDINATION,
     }
 
 
 def test_every_status_has_its_colour() -> None:
-    for name in ("TransferStatus", "ReversalStatus", "RefundStatus", "OrderStatus", "EventStatus"):
+    for name in ("TransferStatus", "ReversalStatus", "RefundStatus", "OrderStatus", "EventStatus", "BulkRetryStatus"):
         status_class = getattr(states, name)
         assert COLOURS[status_class].keys() == set(status_class)
     assert "bg-orange" in label(states.TransferStatus.FAILED)

@@ -14,7 +14,17 @@ from tests.factories import SellerFactory, SellerTransferFactory, UserFactory, o
 
 VIEWS = [
     f"view_{name}"
-    for name in ("seller", "product", "order", "refund", "sellertransfer", "transferreversal", "debt", "webhookevent")
+    for name in (
+        "seller",
+        "product",
+        "order",
+        "refund",
+        "sellertransfer",
+        "transferreversal",
+        "debt",
+        "bulkretry",
+        "webhookevent",
+    )
 ]
 
 

@@ -23,6 +23,7 @@ WAITING = {
     "Reversal": ["pending", "failed"],
     "Refund": ["requested", "pending", "requires_action", "failed"],
     "Event": ["failed"],
+    "Bulk retry": ["planned", "awaiting_approval", "canary", "running", "stopped"],
 }
 
 

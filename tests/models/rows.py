@@ -6,10 +6,21 @@ import pytest
 from django.db.models import TextChoices
 from django.db.models.functions import Now
 
-from marketplace.models import Dispute, Order, Refund, SellerTransfer, TransferReversal, WebhookEvent
+from marketplace.models import (
+    BulkRetry,
+    BulkRetryItem,
+    Dispute,
+    Order,
+    Refund,
+    SellerTransfer,
+    TransferReversal,
+    WebhookEvent,
+)
 from marketplace.models.lifecycle import Lifecycle
 from marketplace.states import OrderStatus
 from tests.factories import (
+    BulkRetryFactory,
+    BulkRetryItemFactory,
     OrderFactory,
     RefundFactory,
     SellerTransferFactory,
@@ -17,7 +28,15 @@ from tests.factories import (
     WebhookEventFactory,
 )
 
-MODELS: list[type[Lifecycle]] = [SellerTransfer, TransferReversal, Refund, Order, WebhookEvent]
+MODELS: list[type[Lifecycle]] = [
+    SellerTransfer,
+    TransferReversal,
+    Refund,
+    Order,
+    WebhookEvent,
+    BulkRetry,
+    BulkRetryItem,
+]
 
 
 def statuses(model: type[Lifecycle]) -> list[TextChoices]:
@@ -38,6 +57,10 @@ def row_in(model: type[Lifecycle], status: TextChoices, *, toward: TextChoices |
     if model is Order:
         refunded = {OrderStatus.PARTIALLY_REFUNDED: 1, OrderStatus.REFUNDED: 5000}.get(OrderStatus(status), 0)
         return OrderFactory(paid=status != "pending", status=status, amount=5000, amount_refunded=refunded)
+    if model is BulkRetry:
+        return BulkRetryFactory(**({} if status == "planned" else trait))
+    if model is BulkRetryItem:
+        return BulkRetryItemFactory(**({} if status == "planned" else trait))
     return WebhookEventFactory(**({} if status == "processed" else trait))
 
 
@@ -66,6 +89,18 @@ def going_with(row: Any, to: TextChoices) -> dict[str, Any]:
     if isinstance(row, Order):
         refunded = {"partially_refunded": 1, "refunded": row.amount}.get(str(to), 0)
         return {"amount_refunded": refunded, "paid_at": Now()}
+    if isinstance(row, BulkRetry):
+        return {
+            "awaiting_approval": {"started_at": Now()},
+            "canary": {"started_at": Now(), "next_retry_at": Now(), "needs_approval": False},
+            "running": {},
+            "stopped": {"stop_reason": "step"},
+            "finished": {"next_retry_at": None},
+            "canceled": {},
+        }[str(to)]
+    if isinstance(row, BulkRetryItem):
+        settled = {} if to == "retried" else {"settled_at": Now()}
+        return settled | ({} if to == "skipped" else {"retried_at": Now()}) | {"outcome": "step"}
     return {"outcome": "step"}
 
 

@@ -34,6 +34,8 @@ from marketplace.models import (
 )
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
+    BulkRetryFactory,
+    BulkRetryItemFactory,
     DebtEntryFactory,
     DisputeFactory,
     OrderFactory,
@@ -138,8 +140,37 @@ def debt_key_twice() -> Violation:
     return debt_entry(requested_by=first.requested_by, request_key="k-1")
 
 
+def approved_by_oneself() -> Violation:
+    bulk_retry = BulkRetryFactory(awaiting_approval=True)
+    return changed(bulk_retry, approved_by=bulk_retry.requested_by)
+
+
+def item_twice(*same: str) -> Violation:
+    first = BulkRetryItemFactory()
+    taken = {name: getattr(first, name) for name in same}
+    return lambda: BulkRetryItemFactory(bulk_retry=first.bulk_retry, **taken)
+
+
 # Constraint -> a violation of it. Each is made of a row that is valid but for one thing.
 VIOLATIONS: dict[str, Callable[[], Violation]] = {
+    "bulk_retry_status_listed": lambda: lambda: BulkRetryFactory(status="lost", started=True),
+    "bulk_retry_approved_by_another": approved_by_oneself,
+    "bulk_retry_begins_approved": lambda: lambda: BulkRetryFactory(canary=True, needs_approval=True),
+    "bulk_retry_waiting_is_started": lambda: lambda: BulkRetryFactory(finished=True, started_at=None),
+    "bulk_retry_due_while_under_way": lambda: lambda: BulkRetryFactory(running=True, next_retry_at=None),
+    "bulk_retry_stopped_has_reason": lambda: lambda: BulkRetryFactory(stopped=True, stop_reason=""),
+    "bulk_retry_limits_make_sense": lambda: lambda: BulkRetryFactory(canary_size=0),
+    "bulk_retry_lease_whole": lambda: lambda: BulkRetryFactory(canary=True, **half_a_lease()),
+    "bulk_retry_item_status_listed": lambda: (
+        lambda: BulkRetryItemFactory(status="lost", retried_at=timezone.now(), settled_at=timezone.now())
+    ),
+    "bulk_retry_item_amount": lambda: lambda: BulkRetryItemFactory(amount=-1),
+    "bulk_retry_item_retried_has_time": lambda: lambda: BulkRetryItemFactory(retried=True, retried_at=None),
+    "bulk_retry_item_settled_has_time": lambda: lambda: BulkRetryItemFactory(succeeded=True, settled_at=None),
+    "bulk_retry_item_says_why": lambda: lambda: BulkRetryItemFactory(refused=True, outcome=""),
+    "bulk_retry_item_position_once": lambda: item_twice("position"),
+    "bulk_retry_item_transfer_once": lambda: item_twice("transfer"),
+    "bulk_retry_item_currency": lambda: lambda: BulkRetryItemFactory(currency="EUR"),
     "seller_has_account": lambda: lambda: SellerFactory(stripe_account_id=""),
     "seller_capability_listed": lambda: lambda: SellerFactory(transfers_capability="restricted"),
     "product_amount_positive": lambda: lambda: ProductFactory(unit_amount=0),

@@ -9,15 +9,22 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from marketplace.errors import IllegalTransition
-from marketplace.models import Dispute, Order, Refund, SellerTransfer, TransferReversal
+from marketplace.models import BulkRetry, Dispute, Order, Refund, SellerTransfer, TransferReversal
 from marketplace.models.lifecycle import Lifecycle
 from marketplace.states import TransferStatus
-from tests.factories import DisputeFactory, OrderFactory, RefundFactory, SellerTransferFactory, TransferReversalFactory
+from tests.factories import (
+    BulkRetryFactory,
+    DisputeFactory,
+    OrderFactory,
+    RefundFactory,
+    SellerTransferFactory,
+    TransferReversalFactory,
+)
 from tests.models.rows import going_with, row_in
 
 pytestmark = pytest.mark.django_db
 
-TRACKED: list[type[Lifecycle]] = [SellerTransfer, TransferReversal, Refund, Order, Dispute]
+TRACKED: list[type[Lifecycle]] = [SellerTransfer, TransferReversal, Refund, Order, Dispute, BulkRetry]
 REFUSED = "Cannot update or delete rows"
 BY = {"reason": "the buyer was refunded", "actor": "webhook:evt_1"}
 
@@ -152,6 +159,7 @@ FACTORIES: dict[type[Lifecycle], Any] = {
     Refund: RefundFactory,
     Order: OrderFactory,
     Dispute: DisputeFactory,
+    BulkRetry: BulkRetryFactory,
 }
 
 
