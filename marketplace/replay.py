@@ -4,7 +4,6 @@ Either way they go through the inbox as a webhook does: any of it can be broken 
 """
 
 import heapq
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -15,18 +14,14 @@ import structlog
 from django.conf import settings
 
 from marketplace import inbox
-from marketplace.errors import MalformedEvent, MarketplaceError, NotAllowedNow, StripeDenied
+from marketplace.asking import ask
+from marketplace.errors import MalformedEvent, NotAllowedNow, StripeDenied
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import (
     LARGEST_PAGE,
     MOST_EVENT_TYPES,
-    Denied,
     EventsListed,
-    Failure,
     ListedEvent,
-    NotFound,
-    Postponed,
-    Refused,
     TransferGateway,
 )
 from marketplace.models import Seller, WebhookEvent
@@ -40,13 +35,6 @@ KEPT_BY_STRIPE = timedelta(days=30)
 OWN_TYPES = tuple(sorted(inbox.HANDLERS.keys() - inbox.CONNECTED_ACCOUNT_TYPES))
 # What a balance was tells nothing of what it is: the worker asks for that.
 SELLERS_TYPES = tuple(sorted(inbox.CONNECTED_ACCOUNT_TYPES - {"balance.available"}))
-# One page of Stripe's is asked for so often, with so many seconds between.
-TRIES = 5
-PAUSE_SECONDS = 5.0
-
-
-class StripeSaysNo(MarketplaceError):
-    """Stripe does not list the events."""
 
 
 @dataclass(kw_only=True)
@@ -200,9 +188,8 @@ class FromStripe:
         ending_before: str = "",
     ) -> EventsListed:
         """Asked for again where Stripe gives no answer. Raises as ``run``."""
-        tried = 0
-        while True:
-            answer = self.gateway.list_events(
+        return ask(
+            lambda: self.gateway.list_events(
                 types=listed.types,
                 undelivered=listed.undelivered,
                 stripe_account=listed.stripe_account,
@@ -212,11 +199,7 @@ class FromStripe:
                 starting_after=starting_after,
                 ending_before=ending_before,
             )
-            if isinstance(answer, EventsListed):
-                return answer
-            tried += 1
-            _require_hope(answer, is_last=tried == TRIES)
-            time.sleep(answer.seconds if isinstance(answer, Postponed) else PAUSE_SECONDS)
+        )
 
     # --- Into the inbox ---------------------------------------------------------------------------------------
 
@@ -261,16 +244,6 @@ class _List:
     types: Sequence[str]
     undelivered: bool = False
     stripe_account: str = ""
-
-
-def _require_hope(answer: Failure, *, is_last: bool) -> None:
-    match answer:
-        case Denied():
-            raise StripeDenied(answer.message, forbidden=answer.forbidden)
-        case NotFound() | Refused():
-            raise StripeSaysNo(answer.message)
-        case _ if is_last:
-            raise StripeSaysNo(f"no answer to {TRIES} requests: {answer.message}")
 
 
 def _seconds(period: Period) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Every call may also answer with one of the ``Failure`` types: what they mean for
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 # --- Facts: what Stripe says of its objects ---------------------------------------------------------------------------
@@ -42,6 +42,8 @@ class ReversalFacts:
     currency: str
     operation_id: str
     status: str = ""
+    # txn_…, of our own balance; empty while no money has moved.
+    stripe_balance_transaction_id: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -121,6 +123,80 @@ class BalanceFacts:
     """What an account has at Stripe now, by currency, in its minor unit; below zero where it owes."""
 
     available: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BookedFacts:
+    """A balance transaction of our own account: ``amount`` in the currency's minor unit, below zero where it left us.
+
+    ``stripe_source_id`` is what it is about; of a reversal that is the transfer (docs.stripe.com/reports).
+    """
+
+    stripe_balance_transaction_id: str
+    type: str
+    amount: int
+    currency: str
+    stripe_source_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTransfer:
+    """A transfer as lists show it, with its reversals: the ten newest at most, the newest first."""
+
+    transfer: TransferFacts
+    reversals: tuple[ReversalFacts, ...]
+    # Whether these are all.
+    has_all_reversals: bool
+    source_transaction: str = ""
+    transfer_group: str = ""
+    # What it took from our balance, where that was asked for.
+    booked: BookedFacts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedEntry:
+    """A balance transaction as lists show it; of one that is about a transfer, with that transfer as it is now."""
+
+    booked: BookedFacts
+    about: ListedTransfer | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChargeFacts:
+    """A buyer's payment. ``amount`` in the minor unit of the buyer's currency; ``amount_settled`` is what reached our
+    balance before Stripe's fee, in that of ``currency_settled``: transfers from the charge are in that currency.
+    """
+
+    stripe_charge_id: str
+    stripe_payment_intent_id: str
+    amount: int
+    amount_refunded: int
+    currency: str
+    amount_settled: int
+    currency_settled: str
+    transfer_group: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedRefund:
+    refund: RefundFacts
+    # None for a refund that belongs to no charge.
+    charge: ChargeFacts | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedDispute:
+    """A chargeback. ``amount`` in the minor unit of the buyer's currency; ``withdrawn`` is what left our balance for it
+    and has not come back, without Stripe's fee, by currency.
+    """
+
+    stripe_dispute_id: str
+    status: str
+    amount: int
+    currency: str
+    withdrawn: Mapping[str, int]
+    charge: ChargeFacts | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +287,18 @@ class EventsListed:
     has_more: bool
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(Generic[T]):
+    """One page of a list, newest first; ``last_id`` is where the next one begins, where ``has_more``."""
+
+    items: tuple[T, ...]
+    has_more: bool
+    last_id: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
     message: str
@@ -297,6 +385,10 @@ CreatePaymentAnswer = PaymentCreated | Failure
 CreateAccountAnswer = AccountCreated | Failure
 RetrieveBalanceAnswer = BalanceRetrieved | Failure
 ListEventsAnswer = EventsListed | Failure
+PageOfTransfers = Page[ListedTransfer] | Failure
+PageOfEntries = Page[ListedEntry] | Failure
+PageOfRefunds = Page[ListedRefund] | Failure
+PageOfDisputes = Page[ListedDispute] | Failure
 
 # As many types may be asked for in one call (docs.stripe.com/api/events/list), and as many events come in one page.
 MOST_EVENT_TYPES = 20
@@ -387,6 +479,40 @@ class TransferGateway(Protocol):
         ``undelivered``: those alone that some webhook endpoint has not taken, or not yet. Of a connected account, or
         of our own where none is named.
         """
+        ...
+
+    # --- Whole periods, for reconciliation: created from ``since`` to ``until``, both included, in seconds of Stripe's
+    # clock; with ``starting_after`` those next older than that one.
+
+    def page_of_transfers(
+        self, *, since: int, until: int, transfer_group: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfTransfers:
+        """Of one group, where that is named; each with what it took from our balance."""
+        ...
+
+    def page_of_balance_transactions(
+        self,
+        *,
+        type: str,  # noqa: A002 - Stripe's word
+        since: int,
+        until: int,
+        source: str = "",
+        starting_after: str = "",
+        limit: int = LARGEST_PAGE,
+    ) -> PageOfEntries:
+        """Of one type, or of any where it is empty; about one ``source`` where that is named."""
+        ...
+
+    def page_of_refunds(
+        self, *, since: int, until: int, charge: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfRefunds:
+        """Of one charge, where that is named; each with its charge."""
+        ...
+
+    def page_of_disputes(
+        self, *, since: int, until: int, charge: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfDisputes:
+        """As ``page_of_refunds``."""
         ...
 
     def create_refund(

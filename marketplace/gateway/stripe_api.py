@@ -19,7 +19,9 @@ from marketplace.gateway.contract import (
     AlreadyReversed,
     BalanceFacts,
     BalanceRetrieved,
+    BookedFacts,
     Busy,
+    ChargeFacts,
     CreateAccountAnswer,
     CreatePaymentAnswer,
     CreateRefundAnswer,
@@ -30,12 +32,21 @@ from marketplace.gateway.contract import (
     Failure,
     Gate,
     InsufficientFunds,
+    ListedDispute,
+    ListedEntry,
     ListedEvent,
+    ListedRefund,
+    ListedTransfer,
     ListEventsAnswer,
     ListRefundsAnswer,
     ListReversalsAnswer,
     ListTransfersAnswer,
     NotFound,
+    Page,
+    PageOfDisputes,
+    PageOfEntries,
+    PageOfRefunds,
+    PageOfTransfers,
     PaymentCreated,
     PaymentFacts,
     Postponed,
@@ -63,6 +74,7 @@ from marketplace.redaction import redact
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
+P = TypeVar("P")
 
 # The version this code was written against; stripe-python 16 pins the same one.
 API_VERSION = "2026-10-28.endive"
@@ -237,6 +249,57 @@ class StripeGateway:
             "list_events",
             lambda: self._client.events.list(params, options),
             lambda found: _events(found, stripe_account),
+        )
+
+    def page_of_transfers(
+        self, *, since: int, until: int, transfer_group: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfTransfers:
+        params = _of_period(since, until, limit, starting_after=starting_after, transfer_group=transfer_group)
+        params["expand"] = ["data.balance_transaction"]
+        return _call(
+            "page_of_transfers",
+            lambda: self._client.transfers.list(params),
+            lambda found: _page(found, _listed_transfer),
+        )
+
+    def page_of_balance_transactions(
+        self,
+        *,
+        type: str,  # noqa: A002 - Stripe's word
+        since: int,
+        until: int,
+        source: str = "",
+        starting_after: str = "",
+        limit: int = LARGEST_PAGE,
+    ) -> PageOfEntries:
+        params = _of_period(since, until, limit, starting_after=starting_after, type=type, source=source)
+        params["expand"] = ["data.source"]
+        return _call(
+            "page_of_balance_transactions",
+            lambda: self._client.balance_transactions.list(params),
+            lambda found: _page(found, _listed_entry),
+        )
+
+    def page_of_refunds(
+        self, *, since: int, until: int, charge: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfRefunds:
+        params = _of_period(since, until, limit, starting_after=starting_after, charge=charge)
+        params["expand"] = ["data.charge.balance_transaction"]
+        return _call(
+            "page_of_refunds",
+            lambda: self._client.refunds.list(params),
+            lambda found: _page(found, _listed_refund),
+        )
+
+    def page_of_disputes(
+        self, *, since: int, until: int, charge: str = "", starting_after: str = "", limit: int = LARGEST_PAGE
+    ) -> PageOfDisputes:
+        params = _of_period(since, until, limit, starting_after=starting_after, charge=charge)
+        params["expand"] = ["data.charge.balance_transaction"]
+        return _call(
+            "page_of_disputes",
+            lambda: self._client.disputes.list(params),
+            lambda found: _page(found, _listed_dispute),
         )
 
     def create_refund(
@@ -446,6 +509,90 @@ def embedded_reversals(body: Mapping[str, Any]) -> tuple[ReversalFacts, ...]:
     return tuple(map(_reversal_facts, (body.get("reversals") or {}).get("data") or ()))
 
 
+def _of_period(since: int, until: int, limit: int, **filters: str) -> Any:
+    named = {name: value for name, value in filters.items() if value}
+    return {"created": {"gte": since, "lte": until}, "limit": limit, **named}
+
+
+def _page(found: Any, read: Callable[[Mapping[str, Any]], P]) -> Page[P]:
+    body = found.to_dict()
+    listed = body["data"]
+    return Page(
+        items=tuple(map(read, listed)),
+        has_more=_truth(body["has_more"]),
+        last_id=_text(listed[-1]["id"]) if listed else "",
+    )
+
+
+def _listed_transfer(body: Mapping[str, Any]) -> ListedTransfer:
+    booked = body.get("balance_transaction")
+    return ListedTransfer(
+        transfer=transfer_facts(body),
+        reversals=embedded_reversals(body),
+        has_all_reversals=not (body.get("reversals") or {}).get("has_more", True),
+        source_transaction=_reference(body.get("source_transaction")),
+        transfer_group=_text_or_none(body.get("transfer_group")),
+        booked=_booked(booked) if isinstance(booked, Mapping) else None,
+    )
+
+
+def _booked(body: Mapping[str, Any]) -> BookedFacts:
+    return BookedFacts(
+        stripe_balance_transaction_id=_text(body["id"]),
+        type=_text(body["type"]),
+        amount=_signed(body["amount"]),
+        currency=_text(body["currency"]),
+        stripe_source_id=_reference(body.get("source")),
+    )
+
+
+def _listed_entry(body: Mapping[str, Any]) -> ListedEntry:
+    source = body.get("source")
+    if isinstance(source, Mapping) and source.get("object") == "transfer":
+        return ListedEntry(booked=_booked(body), about=_listed_transfer(source))
+    return ListedEntry(booked=_booked(body))
+
+
+def _charge_facts(body: Mapping[str, Any]) -> ChargeFacts:
+    booked = body.get("balance_transaction")
+    # Where Stripe gives none yet, the money comes in the charge's own currency as far as is known.
+    settled = booked if isinstance(booked, Mapping) else body
+    return ChargeFacts(
+        stripe_charge_id=_text(body["id"]),
+        stripe_payment_intent_id=_reference(body.get("payment_intent")),
+        amount=_whole(body["amount"]),
+        amount_refunded=_whole(body["amount_refunded"]),
+        currency=_text(body["currency"]),
+        amount_settled=_whole(settled["amount"]),
+        currency_settled=_text(settled["currency"]),
+        transfer_group=_text_or_none(body.get("transfer_group")),
+        created_at=_time(body["created"]),
+    )
+
+
+def _charge_of(body: Mapping[str, Any]) -> ChargeFacts | None:
+    charge = body.get("charge")
+    return None if charge is None else _charge_facts(charge)
+
+
+def _listed_refund(body: Mapping[str, Any]) -> ListedRefund:
+    return ListedRefund(refund=refund_facts(body), charge=_charge_of(body))
+
+
+def _listed_dispute(body: Mapping[str, Any]) -> ListedDispute:
+    withdrawn: dict[str, int] = {}
+    for booked in map(_booked, body.get("balance_transactions") or ()):
+        withdrawn[booked.currency] = withdrawn.get(booked.currency, 0) - booked.amount
+    return ListedDispute(
+        stripe_dispute_id=_text(body["id"]),
+        status=_text(body["status"]),
+        amount=_whole(body["amount"]),
+        currency=_text(body["currency"]),
+        withdrawn=withdrawn,
+        charge=_charge_of(body),
+    )
+
+
 def _reversal(made: Any) -> ReversalFacts:
     return _reversal_facts(made.to_dict())
 
@@ -457,6 +604,7 @@ def _reversal_facts(body: Mapping[str, Any]) -> ReversalFacts:
         currency=_text(body["currency"]),
         operation_id=_metadata(body, OPERATION_ID),
         status=_text_or_none(body.get("status")),
+        stripe_balance_transaction_id=_reference(body.get("balance_transaction")),
     )
 
 

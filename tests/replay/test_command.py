@@ -14,7 +14,7 @@ from django.db import OperationalError
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from marketplace import inbox, replay
+from marketplace import asking, inbox, replay
 from marketplace.management.commands import replay_events
 from marketplace.models import WebhookEvent
 from marketplace.states import EventStatus
@@ -112,7 +112,7 @@ def test_a_refused_key_is_said_in_one_line(run: Run, simulator: Any) -> None:
 def test_a_stripe_that_does_not_answer_is_said_in_one_line(
     run: Run, simulator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(asking, "PAUSE_SECONDS", 0)
     simulator.faults.add("unavailable")
     said = failing(run, "--since=1d")
     assert said.startswith("Stripe: no answer to 5 requests")

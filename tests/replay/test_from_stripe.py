@@ -10,7 +10,8 @@ import pytest
 from django.db import connections
 from structlog.testing import capture_logs
 
-from marketplace import inbox, replay
+from marketplace import asking, inbox, replay
+from marketplace.asking import StripeSaysNo
 from marketplace.errors import StripeDenied
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import (
@@ -25,7 +26,7 @@ from marketplace.gateway.contract import (
     ServerError,
 )
 from marketplace.models import Order, SellerTransfer, WebhookEvent
-from marketplace.replay import FromStripe, Period, StripeSaysNo, Tally
+from marketplace.replay import FromStripe, Period, Tally
 from marketplace.states import OrderStatus, TransferStatus
 from tests.factories import SellerFactory, order_with_transfers
 
@@ -38,7 +39,7 @@ BALANCE = {"object": "balance"}
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Of a request that is made again; how long each would have been."""
     paused: list[float] = []
-    monkeypatch.setattr(replay.time, "sleep", paused.append)
+    monkeypatch.setattr(asking.time, "sleep", paused.append)
     return paused
 
 
@@ -191,11 +192,11 @@ def test_an_outage_in_the_middle_leaves_what_was_taken_and_the_next_run_goes_on(
         taken.append(tally.found)
         simulator.faults.add("unavailable")
 
-    with pytest.raises(StripeSaysNo, match=f"no answer to {replay.TRIES} requests"):
+    with pytest.raises(StripeSaysNo, match=f"no answer to {asking.TRIES} requests"):
         run(tell=tell)
     assert taken == [LARGEST_PAGE]
     assert stored() == made[:LARGEST_PAGE]
-    assert no_pause == [replay.PAUSE_SECONDS] * (replay.TRIES - 1)
+    assert no_pause == [asking.PAUSE_SECONDS] * (asking.TRIES - 1)
     simulator.faults.clear()
     tally = run()["all"]
     assert (tally.seen, tally.ignored) == (LARGEST_PAGE, 2 * LARGEST_PAGE)
@@ -204,9 +205,9 @@ def test_an_outage_in_the_middle_leaves_what_was_taken_and_the_next_run_goes_on(
 
 def test_a_moment_of_trouble_is_sat_out(run: Any, simulator: Any, no_pause: list[float]) -> None:
     ignored_events(simulator, 1)
-    simulator.faults.add("unavailable", times=replay.TRIES - 1)
+    simulator.faults.add("unavailable", times=asking.TRIES - 1)
     assert run()["all"].ignored == 1
-    assert no_pause == [replay.PAUSE_SECONDS] * (replay.TRIES - 1)
+    assert no_pause == [asking.PAUSE_SECONDS] * (asking.TRIES - 1)
 
 
 def test_a_refused_key_ends_it_at_once(run: Any, simulator: Any, no_pause: list[float]) -> None:
@@ -324,7 +325,7 @@ def test_what_stripe_does_not_list_is_said(db: None, answer: Any) -> None:
 def test_a_turn_that_is_far_off_is_waited_for(db: None, no_pause: list[float]) -> None:
     tallies, _ = take(Postponed(message="later", seconds=2), Busy(message="busy"), ServerError(message="500"), NOTHING)
     assert tallies["undelivered"].found == 0
-    assert no_pause == [2, replay.PAUSE_SECONDS, replay.PAUSE_SECONDS]
+    assert no_pause == [2, asking.PAUSE_SECONDS, asking.PAUSE_SECONDS]
 
 
 # --- Sellers' accounts ------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from marketplace import inbox, replay
+from marketplace.asking import StripeSaysNo
 from marketplace.demo import terminal
 from marketplace.errors import DATABASE_TROUBLE, NotAllowedNow, StripeDenied
-from marketplace.replay import FromStripe, Period, Stored, StripeSaysNo, Tally
+from marketplace.replay import FromStripe, Period, Stored, Tally
 from marketplace.states import EventStatus
 from marketplace.throttle import gateway
 from veza.env import DURATION_ACCEPTED, parse_duration
