@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from marketplace.errors import MarketplaceError, StripeDenied
 from marketplace.gateway.contract import Denied, Failure, NotFound, Postponed, Refused
@@ -35,7 +35,7 @@ def ask(call: Callable[[], A | Failure]) -> A:
     while True:
         answer = call()
         if not isinstance(answer, Failure):
-            return cast("A", answer)
+            return answer
         tried += 1
         _require_hope(answer, is_last=tried == TRIES)
         time.sleep(answer.seconds if isinstance(answer, Postponed) else PAUSE_SECONDS)

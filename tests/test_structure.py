@@ -225,6 +225,7 @@ def test_every_command_says_what_it_does(name: str) -> None:
 
 def test_the_commands_of_the_contract_are_there() -> None:
     expected = {"run_reversal_worker", "run_transfer_retry_worker", "run_stripe_simulator", "seed_demo", "smoke_probe"}
+    expected |= {"reconcile"}
     assert expected <= set(OUR_COMMANDS)
 
 

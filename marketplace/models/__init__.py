@@ -8,6 +8,12 @@ from marketplace.models.disputes import Dispute
 from marketplace.models.figures import FigureTotal, HourlyFigure
 from marketplace.models.funds import BalanceWatch
 from marketplace.models.notices import NOTICES_CHANNEL, Notice, NoticeMessage
+from marketplace.models.reconciliations import (
+    Drift,
+    Reconciliation,
+    ReconciliationFinding,
+    ReconciliationSubject,
+)
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
 from marketplace.models.sales import Order, OrderItem, Product, Seller
 from marketplace.models.transfers import (
@@ -36,6 +42,7 @@ __all__ = [
     "Debt",
     "DebtEntry",
     "Dispute",
+    "Drift",
     "FigureTotal",
     "HourlyFigure",
     "IdempotentRequest",
@@ -44,6 +51,9 @@ __all__ = [
     "Order",
     "OrderItem",
     "Product",
+    "Reconciliation",
+    "ReconciliationFinding",
+    "ReconciliationSubject",
     "Refund",
     "RefundItem",
     "RequestAllowance",

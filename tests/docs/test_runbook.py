@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 
 from marketplace import inbox
-from marketplace.models import GIVE_BACK_UNDECIDED
+from marketplace.models import GIVE_BACK_UNDECIDED, Drift
 from marketplace.services import disputes, outcomes, reversals, transfers
 from tests.factories import SellerTransferFactory
 
@@ -30,6 +30,11 @@ WAITING = {
 @pytest.mark.parametrize(("kind", "status"), [(kind, status) for kind, listed in WAITING.items() for status in listed])
 def test_every_waiting_or_failed_status_has_its_entry(kind: str, status: str) -> None:
     assert f"{kind} `{status}`" in HEADINGS
+
+
+@pytest.mark.parametrize("kind", Drift.values)
+def test_every_kind_of_drift_has_its_entry(kind: str) -> None:
+    assert f"`{kind}`" in HEADINGS
 
 
 def written_codes() -> set[str]:

@@ -29,6 +29,8 @@ def test_the_calls_are_exactly_those_of_the_gateway() -> None:
         "refunds.create",
         "refunds.list",
         "balance.retrieve",
+        "balance_transactions.list",
+        "disputes.list",
         "events.list",
         "payment_intents.create",
         "accounts.create",

@@ -23,6 +23,9 @@ from marketplace.models import (
     NoticeMessage,
     Order,
     Product,
+    Reconciliation,
+    ReconciliationFinding,
+    ReconciliationSubject,
     Refund,
     RefundItem,
     RequestAllowance,
@@ -86,6 +89,21 @@ def idempotency_key_twice() -> Violation:
     user = UserFactory()
     IdempotentRequest.objects.create(user=user, key="k", fingerprint="one")
     return lambda: IdempotentRequest.objects.create(user=user, key="k", fingerprint="two")
+
+
+def a_reconciliation() -> Reconciliation:
+    return Reconciliation.objects.create(step="transfers", until=timezone.now())
+
+
+def second_open_reconciliation() -> Violation:
+    a_reconciliation()
+    return a_reconciliation
+
+
+def reconciled_twice() -> Violation:
+    run = a_reconciliation()
+    ReconciliationSubject.objects.create(run=run, stripe_id="tr_1")
+    return lambda: ReconciliationSubject.objects.create(run=run, stripe_id="tr_1")
 
 
 def refund_item(**wrong: Any) -> Violation:
@@ -278,6 +296,11 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "idempotent_request_once_per_key": idempotency_key_twice,
     "idempotent_request_keeps_successes": lambda: (
         lambda: IdempotentRequest.objects.create(user=UserFactory(), key="k", fingerprint="f", status_code=404)
+    ),
+    "reconciliation_one_open": second_open_reconciliation,
+    "reconciled_once_per_run": reconciled_twice,
+    "drift_kind_listed": lambda: (
+        lambda: ReconciliationFinding.objects.create(run=a_reconciliation(), kind="odd", subject="transfer 1")
     ),
     "breaker_open_has_probe": lambda: (
         lambda: CircuitBreaker.objects.create(work="reversal", channel="c", opened_at=timezone.now())

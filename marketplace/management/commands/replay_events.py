@@ -9,7 +9,6 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.table import Table
 
@@ -17,14 +16,13 @@ from marketplace import inbox, replay
 from marketplace.asking import StripeSaysNo
 from marketplace.demo import terminal
 from marketplace.errors import DATABASE_TROUBLE, NotAllowedNow, StripeDenied
+from marketplace.management import since
 from marketplace.replay import FromStripe, Period, Stored, Tally
 from marketplace.states import EventStatus
 from marketplace.throttle import gateway
-from veza.env import DURATION_ACCEPTED, parse_duration
 
 LONGEST_REASON = 500
 DAYS = replay.KEPT_BY_STRIPE.days
-ACCEPTED = f"{DURATION_ACCEPTED}, or a time such as 2026-11-20T08:30Z"
 # A row of the table each, where any of it happened.
 MEANINGS = {
     "found": "found",
@@ -45,26 +43,10 @@ REPLAYED = {**MEANINGS, "new": "would be replayed", "processed": "applied", "ign
 
 def beginning(text: str) -> datetime:
     """Raises ``ArgumentTypeError`` for what is no time, lies ahead, or is older than what Stripe keeps."""
-    now = timezone.now()
-    try:
-        since = now - parse_duration(text)
-    except ValueError:
-        since = _moment(text)
-    if since > now:
-        raise ArgumentTypeError(f"{text!r} is not valid: it lies in the future")
-    if since < now - replay.KEPT_BY_STRIPE:
+    at = since.moment(text).at
+    if at < timezone.now() - replay.KEPT_BY_STRIPE:
         raise ArgumentTypeError(f"{text!r} is not valid: Stripe shows events of the last {DAYS} days only")
-    return since
-
-
-def _moment(text: str) -> datetime:
-    try:
-        parsed = parse_datetime(text)
-        if parsed is not None:
-            return parsed if timezone.is_aware(parsed) else timezone.make_aware(parsed)
-    except (ValueError, OverflowError):
-        pass
-    raise ArgumentTypeError(f"{text!r} is not valid: expected {ACCEPTED}")
+    return at
 
 
 def event_id(text: str) -> str:
@@ -99,8 +81,8 @@ class Command(BaseCommand):
             "--since",
             type=beginning,
             metavar="WHEN",
-            help=f"fetch Stripe's events since then, those that were not delivered first: {ACCEPTED} (UTC where it says"
-            f" nothing); at most {DAYS} days back, for Stripe keeps no older ones",
+            help=f"fetch Stripe's events since then, those that were not delivered first: {since.ACCEPTED} (UTC where"
+            f" it says nothing); at most {DAYS} days back, for Stripe keeps no older ones",
         )
         what.add_argument("--failed", action="store_true", help="apply events of the inbox again that failed")
         what.add_argument(

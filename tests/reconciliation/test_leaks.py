@@ -1,0 +1,333 @@
+"""The leak finder: refunds and lost disputes whose sellers have not given their part, to the cent."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from marketplace.models import Drift, Order, Refund, TransferReversal
+from marketplace.services import clawback
+from marketplace.states import OrderStatus, RefundStatus, TransferStatus
+from tests.factories import RefundFactory, SellerFactory, SellerTransferFactory
+from tests.reconciliation.conftest import Reconcile, kinds, last_run, only, receive, rewrite, tamper, the_transfer
+from tests.services.conftest import Make
+
+pytestmark = pytest.mark.django_db
+LEAK, NOT_RECORDED = Drift.NOT_CLAWED_BACK, Drift.REFUND_NOT_RECORDED
+
+
+def leaked(found: Any) -> dict[str, tuple[int, str]]:
+    """By account what was not given."""
+    return {each.stripe_account_id: (each.amount, each.currency) for each in found if each.kind == LEAK}
+
+
+# --- Our own orders ---------------------------------------------------------------------------------------------------
+
+
+def accounts(order: Order) -> list[str]:
+    return list(order.transfers.order_by("id").values_list("seller__stripe_account_id", flat=True))
+
+
+def test_a_refund_whose_webhooks_never_came_is_recorded_and_clawed_back(
+    reconcile: Reconcile, sold: Make, refund: Any, work: Any
+) -> None:
+    order = sold((3000, 2000))
+    made = refund(order, 1000, told=False)
+    found = reconcile()
+    assert kinds(found) == sorted([(NOT_RECORDED, False), (LEAK, False), (LEAK, False)])
+    # Of 50.00 each seller got 90 %: of 10.00 it gives 5.40 and 3.60, the platform 1.00.
+    assert leaked(found) == dict(zip(accounts(order), [(540, "eur"), (360, "eur")], strict=True))
+    assert not Refund.objects.exists()
+    healed = reconcile(fix=True)
+    assert kinds(healed) == sorted([(NOT_RECORDED, True), (LEAK, True), (LEAK, True)])
+    row = Refund.objects.get()
+    assert (row.stripe_refund_id, row.status, row.amount) == (made["id"], RefundStatus.SUCCEEDED, 1000)
+    order.refresh_from_db()
+    assert (order.status, order.amount_refunded) == (OrderStatus.PARTIALLY_REFUNDED, 1000)
+    assert set(row.history.values_list("pgh_context__actor", flat=True)) == {"reconcile"}
+    work()
+    assert reconcile() == []
+    assert sorted(order.transfers.values_list("amount_reversed", flat=True)) == [360, 540]
+
+
+def test_a_refund_that_failed_and_counts_here_is_recorded_and_given_back(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any, work: Any
+) -> None:
+    order = sold()
+    made = refund(order)
+    simulator.fail_refund(made["id"])
+    found = only(reconcile(), NOT_RECORDED)
+    assert (found.detail, found.amount) == ("failed at Stripe, not so here", 3000)
+    only(reconcile(fix=True), NOT_RECORDED, healed=True)
+    work()
+    assert Refund.objects.get().status == RefundStatus.FAILED
+    assert order.transfers.filter(gives_back_of__isnull=False, status=TransferStatus.COMPLETED).count() == 1
+    assert reconcile() == []
+
+
+def test_a_success_that_came_after_the_last_event_we_heard_is_recorded(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    order = sold()
+    simulator.clock.freeze()
+    made = simulator.create_refund(order.stripe_charge_id, status="pending")
+    simulator.clock.advance(60)
+    simulator.require_action(made["id"])
+    receive(simulator, "refund.updated", made["id"])
+    assert reconcile() == []
+    simulator.succeed_refund(made["id"])
+    assert kinds(reconcile(fix=True)) == sorted([(NOT_RECORDED, True), (LEAK, True)])
+    assert Refund.objects.get().status == RefundStatus.SUCCEEDED
+    # The event itself may come after all, and changes nothing.
+    receive(simulator, "refund.updated", made["id"])
+    assert TransferReversal.objects.count() == 1
+
+
+def test_one_that_we_ask_stripe_for_is_the_workers(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    order = sold()
+    row = RefundFactory(order=order, amount=1000)
+    metadata = {"operation_id": str(row.operation_id)}
+    simulator.create_refund(order.stripe_charge_id, 1000, status="succeeded", metadata=metadata)
+    assert reconcile() == []
+
+
+def test_what_a_seller_was_never_asked_for_is_a_leak(reconcile: Reconcile, sold: Make, refund: Any) -> None:
+    order = sold()
+    refund(order, 1000)
+    rewrite(Refund.objects.get(), amount=1500, seller_parts=None, platform_part=None)
+    # As though 15.00 had been recorded with 9.00 asked for.
+    found = only(reconcile(fix=True), LEAK)
+    assert (found.amount, found.remedy) == (450, "")
+
+
+def test_a_lost_dispute_is_a_leak_to_the_cent(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    order = sold((3000, 2000))
+    dispute = simulator.open_dispute(order.stripe_charge_id, 999)
+    assert reconcile() == []
+    simulator.close_dispute(dispute["id"], "lost")
+    found = reconcile()
+    assert kinds(found) == [(LEAK, False)] * 2
+    assert leaked(found) == dict(zip(accounts(order), [(539, "eur"), (360, "eur")], strict=True))
+    assert sum(amount for amount, _ in leaked(found).values()) == 899
+    assert all(dispute["id"] in each.detail for each in found)
+    assert last_run().counts["disputes"] == 1
+
+
+@pytest.mark.parametrize("status", ["won", "warning_closed"])
+def test_a_dispute_that_was_not_lost_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any, status: str) -> None:
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, withdraw=status == "won")
+    simulator.close_dispute(dispute["id"], status)
+    assert reconcile() == []
+
+
+def test_a_dispute_lost_without_money_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    dispute = simulator.open_dispute(sold().stripe_charge_id, withdraw=False)
+    simulator.close_dispute(dispute["id"], "lost")
+    assert reconcile() == []
+
+
+def test_what_was_taken_by_hand_for_a_lost_dispute_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id)
+    simulator.close_dispute(dispute["id"], "lost")
+    simulator.create_reversal(the_transfer(order).stripe_transfer_id)
+    receive(simulator, "transfer.reversed", the_transfer(order).stripe_transfer_id)
+    assert reconcile() == []
+
+
+def test_a_refund_and_a_lost_dispute_together_take_no_more_than_the_share(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any
+) -> None:
+    order = sold()
+    refund(order, 1000)
+    dispute = simulator.open_dispute(order.stripe_charge_id)
+    simulator.close_dispute(dispute["id"], "lost")
+    assert only(reconcile(), LEAK).amount == 2700 - 900
+
+
+def test_a_lost_dispute_that_was_recorded_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
+    simulator.close_dispute(dispute["id"], "lost")
+    only(reconcile(), LEAK)
+    receive(simulator, "charge.dispute.closed", dispute["id"])
+    assert TransferReversal.objects.get().amount == 900
+    assert reconcile() == []
+
+
+def test_a_lost_dispute_in_another_currency_is_a_persons(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    dispute = simulator.open_dispute(sold().stripe_charge_id, 1000)
+    simulator.close_dispute(dispute["id"], "lost")
+    tamper(simulator, "dispute", dispute["id"], currency="usd")
+    assert reconcile() == []
+
+
+def test_a_dispute_opened_before_the_period_is_seen_when_it_is_lost(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    simulator.clock.freeze(timezone.now().timestamp() - 40 * 86_400)
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id)
+    simulator.clock.advance(40 * 86_400)
+    simulator.close_dispute(dispute["id"], "lost")
+    found = reconcile(since=timezone.now() - timedelta(days=7))
+    assert only(found, LEAK).amount == 2700
+
+
+def test_an_order_that_knows_its_payment_and_not_its_charge_is_found(
+    reconcile: Reconcile, sold: Make, refund: Any
+) -> None:
+    order = sold()
+    refund(order, 1000, told=False)
+    Order.objects.filter(pk=order.pk).update(stripe_charge_id="")
+    assert {each.subject for each in reconcile()} == {str(order)}
+
+
+# --- History ----------------------------------------------------------------------------------------------------------
+
+
+class History:
+    """What another program paid and refunded before this one was installed."""
+
+    def __init__(self, simulator: Any) -> None:
+        self.simulator = simulator
+
+    def sale(self, amount: int, shares: tuple[int, ...], *, currency: str = "eur", by_source: bool = True) -> Any:
+        """A charge and its sellers' accounts, each with its share."""
+        group = None if by_source else f"old_{uuid.uuid4().hex}"
+        charge = self.simulator.create_charge(amount, currency, transfer_group=group)
+        source = {"source_transaction": charge["id"]} if by_source else {"transfer_group": group}
+        found = [self.simulator.create_account()["id"] for _ in shares]
+        made = [
+            self.simulator.create_transfer(share, account, currency, **source)
+            for share, account in zip(shares, found, strict=True)
+        ]
+        return charge["id"], found, [each["id"] for each in made]
+
+
+@pytest.fixture
+def history(simulator: Any) -> History:
+    simulator.add_funds(1_000_000)
+    return History(simulator)
+
+
+@pytest.mark.parametrize("by_source", [True, False])
+@pytest.mark.parametrize("lasts", ["all time", "the last hour, the charge is older"])
+def test_refunds_of_old_sales_that_nobody_clawed_back_are_told_by_seller(
+    reconcile: Reconcile, history: History, simulator: Any, by_source: bool, lasts: str
+) -> None:
+    if lasts != "all time":
+        simulator.clock.freeze(timezone.now().timestamp() - 10 * 86_400)
+    charge, (one, two), _ = history.sale(10_000, (6000, 3000), by_source=by_source)
+    if lasts != "all time":
+        simulator.clock.advance(10 * 86_400)
+    made = simulator.create_refund(charge, 3333, status="succeeded")
+    since = None if lasts == "all time" else timezone.now() - timedelta(hours=1)
+    found = reconcile(since=since, fix=True)
+    assert leaked(found) == {one: (2000, "eur"), two: (1000, "eur")}
+    assert kinds(found) == [(LEAK, False)] * 2
+    assert {(each.subject, each.stripe_id) for each in found} == {(f"charge {charge}", charge)}
+    assert all(made["id"] in each.detail for each in found)
+
+
+def test_what_was_reversed_then_is_taken_off(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, (_, two), (first, second) = history.sale(10_000, (6000, 3000))
+    simulator.create_refund(charge, status="succeeded")
+    simulator.create_reversal(first)
+    simulator.create_reversal(second, 2999)
+    assert leaked(reconcile()) == {two: (1, "eur")}
+    simulator.create_reversal(second)
+    assert reconcile() == []
+
+
+def test_several_refunds_of_one_old_sale_are_one_sum(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, (seller,), (transfer,) = history.sale(10_000, (9000,))
+    for amount in (1111, 2222, 3333):
+        simulator.create_refund(charge, amount, status="succeeded")
+    simulator.create_reversal(transfer, 999)
+    assert leaked(reconcile()) == {seller: (5999 - 999, "eur")}
+
+
+def test_refunds_that_did_not_succeed_take_nothing(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, _, _ = history.sale(10_000, (9000,))
+    simulator.create_refund(charge, 1000, status="pending")
+    failed = simulator.create_refund(charge, 1000, status="succeeded")
+    simulator.fail_refund(failed["id"])
+    assert reconcile() == []
+
+
+def test_an_old_dispute_that_was_lost_is_told(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, (seller,), _ = history.sale(500, (450,), currency="jpy")
+    simulator.close_dispute(simulator.open_dispute(charge, 100)["id"], "lost")
+    assert leaked(reconcile()) == {seller: (90, "jpy")}
+
+
+@pytest.mark.parametrize("days", [0, 10])
+def test_an_old_sale_without_sellers_leaks_nothing(
+    reconcile: Reconcile, history: History, simulator: Any, days: int
+) -> None:
+    """Asking for the transfers of no group would list those of all."""
+    history.sale(10_000, (9000,))
+    simulator.clock.freeze(timezone.now().timestamp() - days * 86_400)
+    charge = simulator.create_charge(1000)
+    simulator.clock.advance(days * 86_400)
+    simulator.create_refund(charge["id"], status="succeeded")
+    assert reconcile(since=timezone.now() - timedelta(days=1)) == []
+
+
+def test_a_refund_of_no_charge_is_none_of_ours(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, _, _ = history.sale(10_000, (9000,))
+    tamper(simulator, "refund", simulator.create_refund(charge, status="succeeded")["id"], charge=None)
+    assert reconcile() == []
+
+
+def test_all_refunds_of_a_charge_count_however_many(
+    reconcile: Reconcile, history: History, simulator: Any, small_pages: Any
+) -> None:
+    charge, (seller,), _ = history.sale(10_000, (9000,))
+    for _ in range(7):
+        simulator.create_refund(charge, 100, status="succeeded")
+    assert leaked(reconcile()) == {seller: (630, "eur")}
+
+
+def test_a_transfer_in_another_currency_than_the_charge_settled_in_gives_in_proportion(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    charge = simulator.create_charge(10_000, "eur", transfer_group="mixed")
+    seller = simulator.create_account()["id"]
+    simulator.create_transfer(701, seller, "usd", transfer_group="mixed")
+    simulator.create_refund(charge["id"], 5000, status="succeeded")
+    assert leaked(reconcile()) == {seller: (350, "usd")}
+
+
+def test_rows_of_an_older_system_are_found_by_their_transfers(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    """Their orders do not know the charge."""
+    charge, (account,), (transfer,) = history.sale(5000, (4500,))
+    row = SellerTransferFactory(
+        completed=True, amount=4500, stripe_transfer_id=transfer, seller=SellerFactory(stripe_account_id=account)
+    )
+    rewrite(row.order, amount=5000)
+    simulator.create_refund(charge, 1000, status="succeeded")
+    found = reconcile()
+    assert leaked(found) == {account: (900, "eur")}
+    assert {each.subject for each in found} == {str(row.order)}
+    # The refund names a charge that the order does not have: a person connects the two.
+    (refused,) = [each for each in reconcile(fix=True) if each.kind == NOT_RECORDED]
+    assert not refused.is_healed
+    assert "not healed: " in refused.detail
+
+
+def test_targets_are_those_of_the_services(reconcile: Reconcile, sold: Make, refund: Any, simulator: Any) -> None:
+    """One arithmetic: what the finder says of our order is what the webhook makes its sellers owe."""
+    order = sold((3333, 1667, 4))
+    made = refund(order, 777, told=False)
+    said = leaked(reconcile())
+    receive(simulator, "refund.created", made["id"])
+    owed = {row.transfer.seller.stripe_account_id: (row.amount, "eur") for row in TransferReversal.objects.all()}
+    assert said == owed
+    assert clawback.counts(Refund.objects.get())
