@@ -16,7 +16,7 @@ from django.test.utils import override_settings
 
 from marketplace.gateway import stripe_api
 from marketplace.simulator import StripeSimulator
-from tests.simulation import clocks, hosts
+from tests.simulation import clocks, hosts, reconciled
 from tests.simulation.audit import Facts, audit
 from tests.simulation.life import Life, Stuck
 from tests.simulation.profiles import Profile, profile
@@ -91,6 +91,10 @@ class Rig:
         report.breaches[:0] = scheduler.breaches
         if not any("stuck" in each for each in report.breaches):
             report.breaches += self.audited()
+            if seed % reconciled.ONE_IN == 0:
+                by_hand = self.life.people.reversed_by_hand
+                gateway = stripe_api.connect()
+                report.breaches += reconciled.breaches(gateway, scheduler.counts, reversed_by_hand=by_hand)
         report.counts = scheduler.counts + wire.counts
         report.counts["requests"] = len(wire.asked)
         report.counts["steps"] = len(scheduler.trace)

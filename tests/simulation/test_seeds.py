@@ -18,6 +18,7 @@ SEEN = {
     "crashes in a transaction": 3,
     "database gone": 2,
     "retries by operators": 1,
+    "reconciled: transfers": 20,
 }
 
 
