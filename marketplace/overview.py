@@ -305,6 +305,28 @@ def _add(found: dict[str, dict[str, int]], amount: str, count: str, what: Owed |
     sums[count] = sums.get(count, 0) + what.count
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """All that Stripe ever confirmed to have taken back, of one currency and cause."""
+
+    currency: str
+    cause: str
+    count: int
+    amount: int
+
+
+def recovered() -> list[Recovered]:
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for each in hourly.totals():
+        if each.what == What.RECOVERED:
+            count, amount = sums.get((each.currency, each.cause), (0, 0))
+            sums[each.currency, each.cause] = (count + each.count, amount + each.amount)
+    return [
+        Recovered(currency=currency, cause=cause, count=count, amount=amount)
+        for (currency, cause), (count, amount) in sorted(sums.items())
+    ]
+
+
 # --- The workers ------------------------------------------------------------------------------------------------------
 
 

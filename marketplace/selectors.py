@@ -8,47 +8,20 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import ProgrammingError, connection
-from django.db.models import Count, Min, Model, Q, QuerySet, Sum
+from django.db.models import Count, Model, Q, QuerySet, Sum
 from django.db.models.functions import Now
 
 from marketplace.models import (
     BulkRetry,
     CircuitBreaker,
     Debt,
-    Order,
     Refund,
     SellerTransfer,
-    TransferReversal,
     WebhookEvent,
     WorkerHeartbeat,
 )
 from marketplace.states import EventStatus, RefundStatus, TransferStatus
 
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """So many rows of one status in one currency, and what they add up to in its minor unit.
-
-    ``amount_back`` is what has gone back of it: refunded of orders, reversed of transfers.
-    """
-
-    status: str
-    currency: str
-    count: int
-    amount: int
-    amount_back: int
-
-    @property
-    def amount_outstanding(self) -> int:
-        return self.amount - self.amount_back
-
-
-MONEY: Mapping[type[Model], str | None] = {
-    Order: "amount_refunded",
-    SellerTransfer: "amount_reversed",
-    Refund: None,
-    TransferReversal: None,
-}
 # Statuses in which a worker has to do something, by the work's name.
 QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
     "sending": (SellerTransfer, (TransferStatus.PENDING, TransferStatus.FAILED)),
@@ -125,37 +98,6 @@ def living_workers() -> dict[str, int]:
     alive = WorkerHeartbeat.objects.filter(seen_at__gt=Now() - DEAD_AFTER)
     served = [name for queues in alive.values_list("queues", flat=True) for name in queues]
     return {name: served.count(name) for name in SERVED_AS.values()}
-
-
-def tallies(model: type[Model]) -> list[Tally]:
-    sums = {"total": Sum("amount")}
-    if back := MONEY[model]:
-        sums["total_back"] = Sum(back)
-    grouped = model._default_manager.order_by().values("status", "currency")
-    rows = grouped.annotate(count=Count("id"), **sums).order_by("status", "currency")
-    return [
-        Tally(
-            status=row["status"],
-            currency=row["currency"],
-            count=row["count"],
-            amount=row["total"],
-            amount_back=row.get("total_back", 0),
-        )
-        for row in rows
-    ]
-
-
-def events_by_status() -> dict[str, int]:
-    counted = WebhookEvent.objects.order_by().values("status").annotate(count=Count("id"))
-    return dict.fromkeys(EventStatus.values, 0) | {row["status"]: row["count"] for row in counted}
-
-
-def longest_due(queue: str) -> datetime | None:
-    """When the row that is due for the longest became due; later than now where nothing is due yet."""
-    model, statuses = QUEUES[queue]
-    rows = model._default_manager.filter(status__in=statuses, next_retry_at__isnull=False)
-    found: datetime | None = rows.aggregate(due=Min("next_retry_at"))["due"]
-    return found
 
 
 def refund_by_request(*, requested_by: User, request_key: str) -> Refund | None:
@@ -279,12 +221,6 @@ def debt_totals(debts: QuerySet[Debt] | None = None) -> list[DebtTotal]:
         )
         for row in grouped
     ]
-
-
-def debt_by_currency() -> dict[str, int]:
-    """What all sellers owe, in minor units."""
-    rows = Debt.objects.open().order_by().values("currency").annotate(total=Sum("amount_left")).order_by("currency")
-    return {row["currency"]: row["total"] for row in rows}
 
 
 @dataclass(frozen=True, kw_only=True)

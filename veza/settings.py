@@ -288,6 +288,16 @@ DEMO_WEB_PORT = env.integer("DEMO_WEB_PORT", "8000", minimum=1, maximum=65535)
 DEMO_SIMULATOR_PORT = env.integer("DEMO_SIMULATOR_PORT", "12111", minimum=1, maximum=65535)
 DEMO_METRICS_PORT = env.integer("DEMO_METRICS_PORT", "9464", minimum=1, maximum=65535)
 
+# --- Metrics ---------------------------------------------------------------------------------------------------------
+
+# A folder that the web processes of this host share, so that each tells the counters of all. prometheus_client reads
+# the variable itself, when it is first imported: later than this.
+PROMETHEUS_MULTIPROC_DIR = env.text("PROMETHEUS_MULTIPROC_DIR")
+if PROMETHEUS_MULTIPROC_DIR:
+    if not os.access(PROMETHEUS_MULTIPROC_DIR, os.W_OK | os.X_OK) or not Path(PROMETHEUS_MULTIPROC_DIR).is_dir():
+        raise invalid("PROMETHEUS_MULTIPROC_DIR", PROMETHEUS_MULTIPROC_DIR, "a folder that this process may write to")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = PROMETHEUS_MULTIPROC_DIR
+
 # --- Logs -------------------------------------------------------------------------------------------------------------
 
 LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])

@@ -6,7 +6,7 @@ from django.db.models import Model
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from marketplace import inbox
+from marketplace import inbox, overview
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
 from marketplace.api.why import WhySerializer
 from marketplace.explain import transfers as explanations
@@ -377,12 +377,35 @@ class WebhookEventDetailSerializer(WebhookEventSerializer):
 # --- Statistics ---------------------------------------------------------------------------------------------
 
 
-class TallySerializer(serializers.Serializer[Any]):
+class OpenSerializer(serializers.Serializer[Any]):
     status = serializers.CharField()
     currency = serializers.CharField()
     count = serializers.IntegerField()
+    amount = serializers.IntegerField(help_text="Of transfers less what came back, of reversals what is owed still.")
+
+
+class OpenTransfersSerializer(OpenSerializer):
+    failed_leg = serializers.CharField(help_text="`sending` or `reversing`; empty unless permanently failed.")
+    code = serializers.CharField(help_text="The last error; empty where there is none.")
+
+
+class OwedSerializer(OpenSerializer):
+    """`pending`: a worker goes on. `failed`: a debt of its seller."""
+
+    cause = serializers.CharField()
+    age = serializers.ChoiceField(choices=list(overview.AGES), help_text="Owed for so long at most.")
+
+
+class RecoveredSerializer(serializers.Serializer[Any]):
+    cause = serializers.CharField()
+    currency = serializers.CharField()
+    count = serializers.IntegerField()
     amount = serializers.IntegerField()
-    amount_back = serializers.IntegerField(help_text="Refunded of orders, reversed of transfers.")
+
+
+class FailedEventsSerializer(serializers.Serializer[Any]):
+    retrying = serializers.IntegerField(help_text="A worker tries again.")
+    person = serializers.IntegerField(help_text="A person decides.")
 
 
 class OldestDueSerializer(serializers.Serializer[Any]):
@@ -395,11 +418,11 @@ class OldestDueSerializer(serializers.Serializer[Any]):
 
 
 class StatsSerializer(serializers.Serializer[Any]):
-    orders = TallySerializer(many=True)
-    transfers = TallySerializer(many=True)
-    refunds = TallySerializer(many=True)
-    reversals = TallySerializer(many=True)
-    webhook_events = serializers.DictField(child=serializers.IntegerField(), help_text="How many by status.")
+    transfers = OpenTransfersSerializer(many=True, help_text="That are not at their end.")
+    refunds = OpenSerializer(many=True, help_text="Of which the outcome is not known.")
+    reversals = OwedSerializer(many=True, help_text="That Stripe has not confirmed.")
+    recovered = RecoveredSerializer(many=True, help_text="Reversals that Stripe ever confirmed.")
+    webhook_events_failed = FailedEventsSerializer()
     oldest_due = OldestDueSerializer()
 
 

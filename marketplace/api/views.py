@@ -19,7 +19,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from marketplace import inbox, replay, selectors, throttle
+from marketplace import inbox, overview, replay, selectors, throttle
 from marketplace.api import access, examples, filters, serializers
 from marketplace.api.bounded import Bounded
 from marketplace.api.idempotency import Idempotent, required_key
@@ -541,7 +541,7 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
 
 
 class StatsView(Bounded):
-    """Counts and money by status and currency, and what waits longest for a worker."""
+    """What is open, by status and currency, what came back, and what waits longest for a worker."""
 
     permission_classes = [access.IsStaff]
     models = (Order, SellerTransfer, Refund, TransferReversal, WebhookEvent)
@@ -550,12 +550,14 @@ class StatsView(Bounded):
     def get(self, request: Request) -> Response:
         access.demand(request.user, *(access.permission("view", model) for model in self.models))
         found = {
-            "orders": selectors.tallies(Order),
-            "transfers": selectors.tallies(SellerTransfer),
-            "refunds": selectors.tallies(Refund),
-            "reversals": selectors.tallies(TransferReversal),
-            "webhook_events": selectors.events_by_status(),
-            "oldest_due": {queue: selectors.longest_due(queue) for queue in selectors.QUEUES},
+            "transfers": overview.waiting(),
+            "refunds": overview.open_refunds(),
+            "reversals": overview.owed(),
+            "recovered": overview.recovered(),
+            "webhook_events_failed": overview.failed_events(),
+            "oldest_due": {
+                queue: row[1] if (row := overview.longest_waiting(queue)) else None for queue in selectors.QUEUES
+            },
         }
         return Response(serializers.StatsSerializer(found).data)
 

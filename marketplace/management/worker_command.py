@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import structlog
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
+from marketplace import monitoring
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import TransferGateway
 from marketplace.throttle import gateway
@@ -76,6 +77,7 @@ class WorkerCommand(BaseCommand):
             ) from error
 
     def _serve_metrics(self, port: int) -> None:
+        REGISTRY.register(monitoring.PoolCollector())
         try:
             start_http_server(port, addr="127.0.0.1")
         except OSError as error:

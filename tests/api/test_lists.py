@@ -335,23 +335,25 @@ def test_a_transfer_is_shown_with_its_reversals_and_history(staff: APIClient) ->
 
 def test_statistics_add_up(staff: APIClient) -> None:
     order_with_transfers((700, 300), status="reversal_pending")
-    order_with_transfers((50,), status="partially_reversed", currency="usd")
+    order = order_with_transfers((50,), status="partially_reversed", currency="usd")
+    RefundFactory(order=order, amount=25, next_retry_at=datetime(2026, 2, 1, tzinfo=UTC))
     due = datetime(2026, 1, 1, tzinfo=UTC)
     SellerTransferFactory(amount=9, next_retry_at=due)
-    WebhookEventFactory(ignored=True)
+    WebhookEventFactory(given_up=True)
 
     stats = staff.get("/api/stats/").json()
 
     assert stats["transfers"] == [
-        {"status": "partially_reversed", "currency": "usd", "count": 1, "amount": 50, "amount_back": 25},
-        {"status": "pending", "currency": "eur", "count": 1, "amount": 9, "amount_back": 0},
-        {"status": "reversal_pending", "currency": "eur", "count": 2, "amount": 1000, "amount_back": 0},
+        {"status": "pending", "failed_leg": "", "code": "", "currency": "eur", "count": 1, "amount": 9},
+        {"status": "reversal_pending", "failed_leg": "", "code": "", "currency": "eur", "count": 2, "amount": 1000},
     ]
-    assert stats["refunds"] == [
-        {"status": "succeeded", "currency": "eur", "count": 1, "amount": 1000, "amount_back": 0}
+    assert stats["refunds"] == [{"status": "requested", "currency": "usd", "count": 1, "amount": 25}]
+    assert stats["reversals"] == [
+        {"cause": "refund", "status": "pending", "currency": "eur", "age": "1h", "count": 2, "amount": 1000}
     ]
-    assert [(row["status"], row["count"]) for row in stats["orders"]] == [("paid", 1), ("paid", 1), ("refunded", 1)]
-    assert stats["webhook_events"] == {"processed": 0, "ignored": 1, "failed": 0}
+    assert stats["recovered"] == [{"cause": "seen_at_stripe", "currency": "usd", "count": 1, "amount": 25}]
+    assert stats["webhook_events_failed"] == {"retrying": 0, "person": 1}
     assert stats["oldest_due"]["sending"] == "2026-01-01T00:00:00Z"
     assert stats["oldest_due"]["reversing"] is not None
-    assert stats["oldest_due"]["refunding"] is stats["oldest_due"]["events"] is None
+    assert stats["oldest_due"]["refunding"] == "2026-02-01T00:00:00Z"
+    assert stats["oldest_due"]["events"] is None

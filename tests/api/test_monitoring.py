@@ -1,7 +1,10 @@
 """/, /healthz, /readyz and /metrics."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
 from marketplace import monitoring, selectors, throttle
-from marketplace.models import WorkerHeartbeat
+from marketplace.models import TransferReversal, WorkerHeartbeat
+from marketplace.services import figures
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import client_of
 from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, WebhookEventFactory, order_with_transfers
+from tests.overview.rows import attempt_failed, recovered, settled
 
 ELSEWHERE = {"REMOTE_ADDR": "203.0.113.7"}
 
@@ -117,42 +122,99 @@ def test_not_ready_while_migrations_wait(client: Client, db: None, monkeypatch: 
 
 
 def scrape(client: Client) -> dict[tuple[str, ...], float]:
+    """By name and labels' values, in the order of the labels' names."""
     response = client.get("/metrics")
     assert response.status_code == 200
     assert response["Content-Type"].startswith("text/plain")
     return {
-        (
-            sample.name,
-            *(sample.labels[key] for key in ("status", "currency", "queue") if key in sample.labels),
-        ): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(response.content.decode())
         for sample in family.samples
     }
 
 
-def test_gauges_are_read_from_the_database(client: Client, db: None) -> None:
+def test_what_is_open_is_read_from_the_database(client: Client, db: None) -> None:
     order_with_transfers((700, 300), status="reversal_pending")
-    SellerTransferFactory(partially_reversed=True, amount=100, currency="usd")
-    SellerTransferFactory(next_retry_at=timezone.now() - timedelta(hours=1))
-    SellerTransferFactory(failed=True, next_retry_at=timezone.now() + timedelta(hours=1))
+    SellerTransferFactory(reversed=True)
+    SellerTransferFactory(permanently_failed=True, amount=100, currency="usd")
+    SellerTransferFactory(permanently_failed_sending=True, amount=40)
+    SellerTransferFactory(amount=7, next_retry_at=timezone.now() - timedelta(hours=1))
+    SellerTransferFactory(failed=True, amount=8, next_retry_at=timezone.now() + timedelta(hours=1))
     WebhookEventFactory(failed=True, next_retry_at=timezone.now() + timedelta(hours=1))
+    WebhookEventFactory(given_up=True)
 
     found = scrape(client)
 
-    assert found["veza_transfers", "reversal_pending", "eur"] == 2
-    assert found["veza_transfers_outstanding_minor_units", "reversal_pending", "eur"] == 1000
-    assert found["veza_transfers_outstanding_minor_units", "partially_reversed", "usd"] == 50
-    assert found["veza_webhook_inbox_events", "failed"] == 1
-    assert found["veza_webhook_inbox_events", "processed"] == 0
+    assert found["veza_transfers", "eur", "reversal_pending"] == 2
+    assert ("veza_transfers", "eur", "reversed") not in found
+    assert found["veza_outstanding_minor_units", "1h", "refund", "eur", "waiting"] == 1000
+    assert found["veza_outstanding_reversals", "1h", "refund", "eur", "waiting"] == 2
+    assert found["veza_outstanding_minor_units", "1h", "refund", "usd", "debt"] == 100
+    assert found["veza_seller_debt_minor_units", "usd"] == 100
+    assert {key[2]: found[key] for key in found if key[0] == "veza_unsent_minor_units"} == {
+        "pending": 7,
+        "failed": 8,
+        "permanently_failed": 40,
+    }
+    assert (found["veza_webhook_events_failed", "retrying"], found["veza_webhook_events_failed", "person"]) == (1, 1)
     assert 3600 <= found["veza_oldest_due_seconds", "sending"] < 3700
     assert found["veza_oldest_due_seconds", "events"] == 0
     assert found["veza_oldest_due_seconds", "refunding"] == 0
 
 
-def test_money_is_outstanding_only_as_far_as_it_has_not_come_back(client: Client, db: None) -> None:
-    SellerTransferFactory(reversed=True)
+def test_what_happened_is_counted_from_the_rows(client: Client, db: None) -> None:
+    recovered(timezone.now(), amount=300, took=timedelta(seconds=3))
+    recovered(timezone.now(), amount=200, took=timedelta(hours=1))
+    recovered(timezone.now(), amount=50, cause=TransferReversal.Cause.SEEN_AT_STRIPE, refund=None)
+    settled(timezone.now(), amount=30)
+    settled(timezone.now(), amount=20, kind="written_off")
+    attempt_failed(timezone.now())
 
-    assert scrape(client)["veza_transfers_outstanding_minor_units", "reversed", "eur"] == 0
+    found = scrape(client)
+
+    assert found["veza_recovered_minor_units_total", "refund", "eur"] == 500
+    assert found["veza_recovered_minor_units_total", "seen_at_stripe", "eur"] == 50
+    assert found["veza_debts_settled_minor_units", "eur"] == 30
+    assert found["veza_written_off_minor_units_total", "eur"] == 20
+    assert found["veza_reversal_attempts_failed_total",] == 1
+    bounds = {float(key[1]): value for key, value in found.items() if key[0] == "veza_recovery_seconds_bucket"}
+    assert (bounds[2.0], bounds[8.0], bounds[2048.0], bounds[8192.0], bounds[float("inf")]) == (0, 1, 1, 2, 2)
+    assert found["veza_recovery_seconds_count",] == 2
+    # Counted once or from the rows: nothing goes back.
+    figures.count()
+    assert scrape(client)["veza_recovered_minor_units_total", "refund", "eur"] == 500
+
+
+def test_with_no_rows_there_are_metrics_all_the_same(client: Client, db: None) -> None:
+    found = scrape(client)
+
+    assert found["veza_recovery_seconds_count",] == found["veza_reversal_attempts_failed_total",] == 0
+    assert found["veza_webhook_events_failed", "person"] == 0
+    assert found["veza_database_pool_connections", "in_use"] >= 1
+    assert found["veza_database_pool_requests_waiting",] == 0
+
+
+def test_labels_are_few_whatever_happens(client: Client, db: None) -> None:
+    for number in range(5):
+        SellerTransferFactory(permanently_failed=True, last_error_code=f"code_{number}")
+        SellerTransferFactory(reversal_pending=True, last_error_code=f"code_{number}")
+    assert not [key for key in scrape(client) if any("code_" in part for part in key)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_several_web_processes_tell_the_sums_of_all(child_environment: dict[str, str], tmp_path: Path) -> None:
+    """Two processes that count, and one that answers."""
+    environment = {**child_environment, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "ALLOWED_HOSTS": "testserver"}
+    program = "import django; django.setup()\n"
+    counting = program + "from marketplace.metrics import CLAIMED; CLAIMED.labels(work='reversal').inc(3)"
+    answering = program + "from django.test import Client; print(Client().get('/metrics').content.decode())"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", counting], env=environment, check=True)  # noqa: S603 - our own program
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-W", "ignore", "-c", answering], env=environment, check=True, capture_output=True, text=True
+    )
+    assert 'veza_claimed_total{work="reversal"} 6.0' in done.stdout
+    assert "veza_transfers" in done.stdout
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -177,7 +239,7 @@ def test_metrics_are_open_to_staff_elsewhere(client: Client, db: None) -> None:
 
 
 def test_metrics_say_when_the_database_is_away(client: Client, db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marketplace.selectors.tallies", _refuse)
+    monkeypatch.setattr("marketplace.overview.waiting", _refuse)
 
     assert client.get("/metrics").status_code == 503
 
