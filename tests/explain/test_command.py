@@ -47,7 +47,7 @@ def test_it_tells_why_and_what_to_do() -> None:
         "All retries are spent",
         "then Retry.",
         "5 retries spent; last: [x]",
-        f"of refund {refund.pk}",
+        f"failed, for refund {refund.pk} {refund.stripe_refund_id}",
         "docs/runbook.md#retries_exhausted",
         "possible now Retry, Write off debt",
         "retries spent 5 of 5",

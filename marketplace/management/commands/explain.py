@@ -114,11 +114,11 @@ def _key(key: Key) -> str:
 
 
 def _owed(owed: Any) -> str:
-    refund = f" of refund {owed.refund} {owed.stripe_refund_id}" if owed.refund else ""
+    behind = f"refund {owed.refund} {owed.stripe_refund_id}" if owed.refund else owed.cause.replace("_", " ")
     proof = f", {owed.stripe_reversal_id}" if owed.stripe_reversal_id else ""
     turn = ", in turn" if owed.is_in_turn else ""
     money = Money(owed.amount, owed.currency)
-    return f"reversal {owed.reversal}: {money}, {owed.status}, for {owed.cause}{refund}{proof}{turn}"
+    return f"reversal {owed.reversal}: {money}, {owed.status}, for {behind}{proof}{turn}"
 
 
 def _allowed(actions: tuple[Action, ...]) -> str:
