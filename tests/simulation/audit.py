@@ -1,6 +1,7 @@
 """The books of the simulated Stripe against our rows, read by plain SQL. Shares no line with the program.
 
-The numbers are those of the invariants in the design (its section 6); P is about paying, R about the buyer's refunds.
+The numbers are those of the invariants in the design (its section 6); P is about paying, R about the buyer's refunds, D
+about disputes.
 """
 
 import json
@@ -42,6 +43,10 @@ class Facts:
     simulator: Any
     orders: list[Any]
     reversed_by_hand: set[str]
+    # What a person entered of disputes in another currency than their order's, by Stripe's id.
+    entered: dict[str, int]
+    # From when on a dispute counts as lost.
+    clawback_on: str
     asked: list[Asked]
     outages: int
     capabilities_changed: int
@@ -83,6 +88,7 @@ def audit(facts: Facts) -> list[str]:
     _nobody_else_paid(books, stripe, transfers)
     _orders(books, stripe, transfers, by_transfer)
     _refunds(books, stripe, refunds)
+    _disputes(books, stripe)
     _nothing_waits(books, transfers, refunds)
     _history(books, "marketplace_sellertransferhistory", STEPS, transfers)
     _history(books, "marketplace_transferreversalhistory", REVERSAL_STEPS, reversals)
@@ -106,6 +112,7 @@ class Stripe:
     audit: dict[str, Any]
     transfers: dict[str, dict[str, Any]]
     refunds: dict[str, dict[str, Any]]
+    disputes: dict[str, dict[str, Any]]
     # Refunds that have succeeded at some time, whatever became of them.
     ever_succeeded: set[str]
 
@@ -123,6 +130,7 @@ def _stripe(simulator: Any) -> Stripe:
         audit=told,
         transfers={each["id"]: each for each in told["transfers"]},
         refunds=dict(store.table("acct_platform", "refund").rows),
+        disputes=dict(store.table("acct_platform", "dispute").rows),
         ever_succeeded=ever,
     )
 
@@ -230,6 +238,9 @@ def _orders(
             and refund["id"] in stripe.ever_succeeded
             and refund["status"] not in {"failed", "canceled"}
         )
+        refunded += sum(
+            _lost(books.facts, each, order) for each in stripe.disputes.values() if each["charge"] == order.charge
+        )
         refunded = min(refunded, order.amount)
         taken = {}
         touched = False
@@ -323,6 +334,43 @@ def _refunds(books: Audit, stripe: Stripe, refunds: list[dict[str, Any]]) -> Non
             found["amount_refunded"] == min(stand, order.amount),
             f"R: order {order.pk}: {found['amount_refunded']} is refunded, {stand} at Stripe",
         )
+
+
+def _lost(facts: Facts, dispute: dict[str, Any], order: Any) -> int:
+    """What of the order's amount is lost by a dispute that is as Stripe has it."""
+    amount = dispute["amount"] if dispute["currency"] == order.currency else facts.entered.get(dispute["id"], 0)
+    moved = [each["amount"] for each in dispute["balance_transactions"]]
+    out, back = -sum(each for each in moved if each < 0), sum(each for each in moved if each > 0)
+    is_inquiry = dispute["status"].startswith("warning_") and not out
+    if dispute["status"] in {"won", "prevented", "warning_closed"}:
+        return 0
+    if dispute["status"] != "lost" and (facts.clawback_on == "lost" or is_inquiry):
+        return 0
+    if dispute["status"] != "lost" and facts.clawback_on == "funds_withdrawn" and not out:
+        return 0
+    # Rounded up: of what came back no cent more is given than there was.
+    return -(-amount * (out - back) // out) if out else amount
+
+
+def _disputes(books: Audit, stripe: Stripe) -> None:
+    known = {row["stripe_dispute_id"]: row for row in rows("SELECT * FROM marketplace_dispute")}
+    orders = {order.charge: order for order in books.facts.orders}
+    for id_, theirs in stripe.disputes.items():
+        row, order = known.pop(id_, None), orders[theirs["charge"]]
+        if row is None:
+            books.breaches.append(f"D: {id_} at Stripe is in no row")
+            continue
+        said, ours = (theirs["status"], theirs["amount"]), (row["status"], row["amount"])
+        books.check(said == ours, f"D: {id_} is {said} at Stripe, {ours} here")
+        books.check(row["order_id"] == order.pk, f"D: {id_} is of order {order.pk}, not {row['order_id']}")
+        lost = _lost(books.facts, theirs, order)
+        books.check(row["amount_lost"] == lost, f"D: of {id_} {lost} is lost, {row['amount_lost']} here")
+        parts = json.loads(row["seller_parts"]) if isinstance(row["seller_parts"], str) else row["seller_parts"]
+        books.check(
+            sum(parts.values()) + row["platform_part"] == lost, f"D: the parts of {id_} are {parts}, of {lost} lost"
+        )
+        books.check(not row["last_error_code"], f"D: {id_} waits for a person: {row['last_error_message']}")
+    books.check(not known, f"D: {sorted(known)} are no disputes at Stripe")
 
 
 def _nothing_waits(books: Audit, transfers: list[dict[str, Any]], refunds: list[dict[str, Any]]) -> None:

@@ -89,6 +89,8 @@ class Life:
         ]
         if self.people.plans:
             choices.append((0.4, self.people.do_next))
+        if profile.disputes:
+            choices.append((0.2, self.people.follow_up_on_a_dispute))
         if scheduler.idle_crews:
             choices += self._work_to_begin()
         elif not ready:
@@ -262,7 +264,12 @@ class Life:
                 self.people.do_next()
                 self._run_all()
             self.people.let_all_refunds_succeed()
+            if self.scene.profile.disputes:
+                for _ in range(self.chance.choice([0, 1, 3])):
+                    self.people.follow_up_on_a_dispute()
             self._settle_down()
+            while self.people.enter_amounts():
+                self._settle_down()
 
     def _let_everything_arrive(self) -> None:
         late = [job.at for job in self.scene.simulator.core.world.jobs.values() if job.kind == "late_effect"]

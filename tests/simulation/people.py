@@ -5,7 +5,7 @@ from collections.abc import Callable
 from django.db import connection
 
 from marketplace.errors import DATABASE_TROUBLE, MarketplaceError
-from marketplace.services import refunds, transfers
+from marketplace.services import disputes, refunds, transfers
 from marketplace.simulator import StripeError
 from tests.simulation.scene import Scene
 from tests.simulation.scheduler import Host, Task
@@ -21,6 +21,8 @@ class People:
         # What is going to be done: one after the other from the end, at any time.
         self.plans: list[Callable[[], None]] = []
         self.reversed_by_hand: set[str] = set()
+        # What somebody entered of disputes in another currency than their order's, by Stripe's id.
+        self.entered: dict[str, int] = {}
         self._requests = 0
 
     def plan(self) -> None:
@@ -35,6 +37,8 @@ class People:
                 if amount > 0:
                     left -= amount
                     self.plans.append(self._refund(order, amount))
+            if self.scene.profile.disputes and chance.random() < self.scene.profile.disputes:
+                self.plans += [self._dispute(order) for _ in range(chance.choice([1, 1, 1, 2]))]
         chance.shuffle(self.plans)
 
     def _refund(self, order: Bought, amount: int) -> Callable[[], None]:
@@ -132,6 +136,67 @@ class People:
         for refund in self.scene.at_stripe("refund"):
             if refund["status"] in {"pending", "requires_action"}:
                 self.scene.simulator.succeed_refund(refund["id"])
+
+    # --- Disputes -----------------------------------------------------------------------------------------------------
+
+    def _dispute(self, order: Bought) -> Callable[[], None]:
+        chance = self.scene.chance
+        some = chance.randint(1, order.amount)
+        amount = chance.choice([order.amount, order.amount, some, some, order.amount + some])
+        currency = chance.choice([None, None, None, None, None, "gbp"])
+        withdraw = chance.random() < 0.6
+
+        def open_it() -> None:
+            scene = self.scene
+            made = scene.simulator.open_dispute(order.charge, amount, currency=currency, withdraw=withdraw)
+            scene.counts["disputes"] += 1
+            said = f"{made['amount']} {made['currency']} of order {order.pk}: {made['status']}"
+            scene.note(f"{made['id']} disputes {said}")
+
+        return open_it
+
+    def follow_up_on_a_dispute(self) -> None:
+        """The platform answers, or the bank decides."""
+        scene, chance = self.scene, self.scene.chance
+        found = scene.at_stripe("dispute")
+        if not found:
+            return
+        dispute = chance.choice(found)["id"]
+        do = scene.simulator
+        closes = [("won", None), ("won", None), ("lost", None), ("lost", chance.randint(1, 50))]
+        closes += [("warning_closed", None), ("prevented", None)]
+        status, reinstated = chance.choice(closes)
+        acts = [do.respond_to_dispute, do.escalate_dispute]
+        closing: Callable[[str], dict[str, object]] = lambda id_: do.close_dispute(id_, status, reinstated)  # noqa: E731
+        try:
+            made = chance.choice([*acts, closing, closing])(dispute)
+        except StripeError:
+            # Not in the state that it is in.
+            return
+        scene.counts[f"disputes {made['status']}"] += 1
+        scene.note(f"{dispute} is {made['status']} now")
+
+    def enter_amounts(self) -> bool:
+        """An operator says of disputes in another currency how much of the order they are; whether there were any."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT dispute.id, stripe_dispute_id, bought.amount FROM marketplace_dispute AS dispute
+                JOIN marketplace_order AS bought ON bought.id = order_id WHERE last_error_code <> '' ORDER BY dispute.id
+                """
+            )
+            waiting = cursor.fetchall()
+        for number, stripe_id, most in waiting:
+            self.entered[stripe_id] = self.scene.chance.randint(1, most)
+            self._enter(number, self.entered[stripe_id])
+        return bool(waiting)
+
+    def _enter(self, dispute: int, amount: int) -> None:
+        def run() -> int:
+            return disputes.enter_amount(dispute_id=dispute, amount=amount, actor="operator", reason="by the bank").pk
+
+        scene = self.scene
+        scene.scheduler.begin(Task(f"enters dispute {dispute}", Host("web"), run, ended=scene.must_not_err))
 
     # --- Sellers ------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from django.test.utils import override_settings
 
 from marketplace import inbox, throttle
 from marketplace.errors import StaleTransition
-from marketplace.models import Order, SellerTransfer, TransferReversal, confirmation
-from marketplace.services import clawback, leases, outcomes, reversals, transfers
+from marketplace.models import Dispute, Order, SellerTransfer, TransferReversal, confirmation
+from marketplace.services import clawback, disputes, leases, outcomes, reversals, transfers
 from marketplace.shares import Loss
 from marketplace.workers import reversal, stripe_queue, transfer_retry
 
@@ -188,6 +188,21 @@ def no_cumulative_targets() -> Iterator[None]:
         return due
 
     with patch.object(clawback, "plan", plan):
+        yield
+
+
+@planted("what a dispute took is not given back when it is won")
+def wins_give_nothing_back() -> Iterator[None]:
+    with patch.object(clawback, "OWN", frozenset({TransferReversal.Cause.REFUND})):
+        yield
+
+
+@planted("of a dispute the last event to come is the newest")
+def disputes_by_arrival() -> Iterator[None]:
+    def age(said: Any, _at: Any) -> int:
+        return 0 if isinstance(said, Dispute) else 1
+
+    with patch.object(disputes, "_age", age):
         yield
 
 

@@ -39,12 +39,14 @@ class Profile:
     settings: dict[str, Any]
     # The usual case: sellers were paid long before anything is refunded, without any trouble.
     is_paid_first: bool
+    # The chance that an order is disputed, too.
+    disputes: float
     # Whether the endpoint is subscribed to ``transfer.reversed``, which tells of much that is else found by looking.
     hears_of_reversals: bool
 
 
 def profile(seed: int) -> Profile:
-    chance = random.Random(f"profile {seed}")
+    chance, bank = random.Random(f"profile {seed}"), random.Random(f"bank {seed}")
 
     def now_and_then(share: float, most: float) -> float:
         return most * chance.random() if chance.random() < share else 0.0
@@ -90,7 +92,10 @@ def profile(seed: int) -> Profile:
             "REVERSAL_MAX_RETRIES": retries,
             "TRANSFER_RETRY_MAX_RETRIES": retries,
             "GIVE_BACK": chance.choice(["automatic", "automatic", "ask"]),
+            # Of its own chance, so that seeds without disputes tell what they told before there were any.
+            "DISPUTE_CLAWBACK_ON": bank.choice(["opened", "opened", "funds_withdrawn", "lost"]),
         },
         is_paid_first=chance.random() < 0.5,
+        disputes=bank.choice([0.0, 0.0, 0.5, 1.0]),
         hears_of_reversals=seed % 10 == 5,
     )

@@ -109,6 +109,8 @@ class Rig:
                 simulator=self.simulator,
                 orders=scene.world.orders,
                 reversed_by_hand=self.life.people.reversed_by_hand,
+                entered=self.life.people.entered,
+                clawback_on=scene.profile.settings["DISPUTE_CLAWBACK_ON"],
                 asked=self.wire.asked,
                 outages=self.wire.outages,
                 capabilities_changed=scene.counts["capabilities changed"],

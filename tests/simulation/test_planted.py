@@ -26,6 +26,8 @@ FOUND = {
     "timeout-means-no": (8, "was refunded before it was paid, and was paid"),
     "no-breaker": (63, "calls about it met with trouble"),
     "no-cumulative-targets": (1, "(share, taken) is"),
+    "wins-give-nothing-back": (6, "was taken from"),
+    "disputes-by-arrival": (4, "D: dp_"),
 }
 # A change of the program tells other stories, and then another seed finds it. Not so rarely that it could be missed.
 OTHERS = range(1, 200)

@@ -19,6 +19,9 @@ SEEN = {
     "database gone": 2,
     "retries by operators": 1,
     "reconciled: transfers": 20,
+    "disputes": 10,
+    "disputes won": 1,
+    "disputes lost": 1,
 }
 
 

@@ -266,6 +266,44 @@ def test_an_inquiry_moves_no_money(sim: StripeSimulator) -> None:
     assert sim.balance() == (1000, 0)
 
 
+def test_an_inquiry_becomes_a_chargeback_and_the_bank_decides_twice(sim: StripeSimulator) -> None:
+    charge = sim.create_charge(1000)
+    opened = sim.open_dispute(charge["id"], withdraw=False)["id"]
+    assert sim.respond_to_dispute(opened)["status"] == "warning_under_review"
+    with pytest.raises(StripeError, match="takes no evidence"):
+        sim.respond_to_dispute(opened)
+    pending = sim.create_refund(charge["id"], 400, status="pending")["id"]
+    assert sim.escalate_dispute(opened)["status"] == "needs_response"
+    failed = sim.get(pending)
+    assert failed is not None
+    assert (failed["status"], failed["failure_reason"]) == ("failed", "charge_for_pending_refund_disputed")
+    assert sim.balance() == (-1500, 0)
+    with pytest.raises(StripeError, match="is no open inquiry"):
+        sim.escalate_dispute(opened)
+    sim.close_dispute(opened, "lost", reinstated=100)
+    assert sim.balance() == (-1400, 0)
+    sim.close_dispute(opened, "won")
+    assert sim.balance() == (-500, 0)
+    with pytest.raises(StripeError, match="cannot be lost: its status is won"):
+        sim.close_dispute(opened, "lost")
+    with pytest.raises(ValueError, match="a dispute is closed as won, lost"):
+        sim.close_dispute(opened, "open")
+
+
+def test_a_dispute_in_another_currency_takes_the_charge_from_the_balance(sim: StripeSimulator) -> None:
+    made = sim.open_dispute(sim.create_charge(1000)["id"], 1100, currency="usd")
+    assert (made["amount"], made["currency"]) == (1100, "usd")
+    assert sim.balance() == (-1500, 0)
+
+
+def test_what_was_refunded_during_an_inquiry_is_not_charged_back(sim: StripeSimulator) -> None:
+    charge = sim.create_charge(1000)
+    opened = sim.open_dispute(charge["id"], withdraw=False)["id"]
+    sim.create_refund(charge["id"])
+    with pytest.raises(StripeError, match="is no open inquiry"):
+        sim.escalate_dispute(opened)
+
+
 def test_a_payment_intent_goes_from_creation_to_charge(client: stripe.StripeClient, sim: StripeSimulator) -> None:
     intent = client.v1.payment_intents.create({"amount": 1000, "currency": "eur"})
     assert intent.status == "requires_payment_method"
