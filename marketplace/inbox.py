@@ -11,7 +11,7 @@ from django.db import OperationalError, connection, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from marketplace import correlation
+from marketplace import correlation, tracing
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import (
     DATABASE_TROUBLE,
@@ -57,7 +57,8 @@ def receive(event: IncomingEvent) -> WebhookEvent:
         OperationalError, InterfaceError: the database is away; nothing is stored, so Stripe must send it again.
 
     """
-    with correlation.bound(event.stripe_event_id):
+    about = {"event": event.stripe_event_id, "type": event.type}
+    with correlation.bound(event.stripe_event_id), tracing.span("apply event", **about):
         return _received(event)
 
 

@@ -198,6 +198,26 @@ class Environment:
             raise invalid(name, re.sub(r"//.*@", "//***@", value), accepted)
         return value
 
+    def collector(self, name: str) -> str:
+        """An OpenTelemetry collector's address, or empty; plain http too, for it stands beside us and gets no secret.
+
+        Refused where the packages that speak with it are not installed.
+        """
+        value = self.text(name).rstrip("/")
+        if not value:
+            return ""
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise invalid(name, re.sub(r"//.*@", "//***@", value), "an address such as http://127.0.0.1:4318")
+        try:
+            # Not at the top: they are an extra.
+            import opentelemetry.exporter.otlp.proto.http
+            import opentelemetry.sdk.trace  # noqa: F401 - only whether they are there
+        except ImportError:
+            accepted = "to be empty where OpenTelemetry is not installed: pip install '.[tracing]'"
+            raise invalid(name, value, accepted) from None
+        return value
+
     def email_url(self, name: str) -> dict[str, Any]:
         """Django's settings of a mail server (``EMAIL_HOST`` and so on), or none where the variable is unset."""
         value = self.text(name, secret=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse
 
-from marketplace import correlation
+from marketplace import correlation, tracing
 from marketplace.api.webhooks import stripe_webhook
 
 # Without the slash too: Stripe takes a redirect for a failure.
@@ -19,12 +19,20 @@ def request_ids(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
     def respond(request: HttpRequest) -> HttpResponse:
         request_id = correlation.of_request(request.headers.get("X-Request-ID", ""))
-        with correlation.bound(request_id):
+        with correlation.bound(request_id), tracing.span("request", method=request.method or "", id=request_id):
             response = get_response(request)
+            tracing.note(route=_route(request), status=response.status_code)
         response.headers["X-Request-ID"] = request_id
         return response
 
     return respond
+
+
+def _route(request: HttpRequest) -> str:
+    """By its pattern: addresses hold numbers of rows. Empty where there is no such page."""
+    if request.path_info in PATHS:
+        return WEBHOOK_ROUTES[-1]
+    return request.resolver_match.route if request.resolver_match else ""
 
 
 def webhooks_at_once(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -305,6 +305,11 @@ LOG_FORMAT = env.choice("LOG_FORMAT", "auto", ["auto", "console", "json"])
 LOGGING_CONFIG = None
 logs.configure(level=LOG_LEVEL, log_format=LOG_FORMAT)
 
+# --- Traces -----------------------------------------------------------------------------------------------------------
+
+OTEL_EXPORTER_OTLP_ENDPOINT = env.collector("OTEL_EXPORTER_OTLP_ENDPOINT")
+OTEL_SERVICE_NAME = env.text("OTEL_SERVICE_NAME", "veza-marketplace")
+
 UNFOLD = {
     "SITE_TITLE": "Veza marketplace",
     "SITE_HEADER": "Veza marketplace",

@@ -12,7 +12,7 @@ import urllib3
 from requests.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from marketplace import deadline
+from marketplace import deadline, tracing
 from marketplace.errors import NotNow
 from marketplace.gateway.contract import Gate
 from marketplace.metrics import STRIPE_REQUEST_SECONDS
@@ -114,8 +114,9 @@ class GatedClient(stripe.HTTPClient):
         turn.wait()
         token = _turn.set(turn)
         try:
-            with STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
+            with tracing.span(f"Stripe {endpoint}"), STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
                 answer = self._pool.request(method.upper(), url, body=post_data, headers=headers, redirect=False)
+                tracing.note(status=answer.status, request_id=answer.headers.get("Request-Id", ""))
         except urllib3.exceptions.HTTPError as error:
             said = redact(f"{type(error).__name__}: {error}")
             raise stripe.APIConnectionError(said) from error  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from prometheus_client import REGISTRY, start_http_server
 
-from marketplace import monitoring
+from marketplace import monitoring, tracing
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import TransferGateway
 from marketplace.throttle import gateway
@@ -61,6 +61,7 @@ class WorkerCommand(BaseCommand):
             raise CommandError("STRIPE_SECRET_KEY is not set: expected the key of the platform's Stripe account.")
         if options["metrics_port"]:
             self._serve_metrics(options["metrics_port"])
+        tracing.start()
         worker = type(self).make_worker(gateway(), concurrency=options["concurrency"], batch_size=options["batch_size"])
         # All that starting has loaded stays: no collection need ever look through it again.
         gc.freeze()

@@ -16,7 +16,7 @@ from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
 from django.utils.translation import gettext_lazy as _
 
-from marketplace import correlation
+from marketplace import correlation, tracing
 from marketplace.errors import AlreadyThere, ChangedMeanwhile, IllegalTransition, StaleTransition
 from marketplace.models import together
 from marketplace.models.together import Rows
@@ -277,6 +277,19 @@ def correlated() -> "models.CharField[str, str]":
         db_default="",
         editable=False,
         help_text=_("Of the event (evt_…) or request that began it; in the log lines of all that is done about it."),
+    )
+
+
+def traced() -> "models.CharField[str, str]":
+    """The span in which the row was written; see ``tracing``."""
+    return models.CharField(
+        _("trace"),
+        max_length=55,
+        blank=True,
+        default=tracing.traceparent,
+        db_default="",
+        editable=False,
+        help_text=_("W3C's traceparent of the span that wrote it. Empty without a collector."),
     )
 
 

@@ -16,6 +16,7 @@ from marketplace.models.lifecycle import (
     lease_is_whole,
     listed_steps_only,
     never_changes_once_set,
+    traced,
     tracked,
     wakes_workers,
 )
@@ -118,6 +119,7 @@ class Refund(Lifecycle, Work):
     )
 
     correlation_id = correlated()
+    traceparent = traced()
 
     class Meta:
         verbose_name = _("refund")

@@ -17,6 +17,7 @@ from marketplace.models.lifecycle import (
     lease_is_whole,
     listed_steps_only,
     never_changes_once_set,
+    traced,
     tracked,
     wakes_workers,
 )
@@ -271,6 +272,7 @@ class SellerTransfer(Lifecycle, Work):
     )
     description = statement_line()
     correlation_id = correlated()
+    traceparent = traced()
     declined = models.BooleanField(
         _("declined"),
         default=False,
@@ -512,6 +514,7 @@ class TransferReversal(Lifecycle):
     )
     description = statement_line()
     correlation_id = correlated()
+    traceparent = traced()
     stripe_reversal_id = models.CharField(
         _("Stripe reversal"), max_length=255, blank=True, default="", help_text=_("trr_…: the proof.")
     )

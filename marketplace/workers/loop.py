@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 from django.db import connection, connections
 
-from marketplace import deadline
+from marketplace import deadline, tracing
 from marketplace.errors import DATABASE_TROUBLE, StaleTransition, StripeDenied
 from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON, RELEASED
 from marketplace.services import leases
@@ -271,7 +271,9 @@ class Worker:
 
     def _claim(self, watched: _Watched) -> int:
         began, clock = time.monotonic(), deadline.clock()
-        claimed = watched.queue.claim(batch_size=self._batch_size, lease=self._lease)
+        with tracing.span("claim", work=watched.queue.name):
+            claimed = watched.queue.claim(batch_size=self._batch_size, lease=self._lease)
+            tracing.note(rows=len(claimed))
         with self._lock:
             self._in_hand += len(claimed)
         for row in claimed:

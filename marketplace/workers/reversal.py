@@ -106,6 +106,9 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
             "correlation_id": claimed.reversal.correlation_id,
         }
 
+    def _traceparent(self, claimed: Claimed) -> str:
+        return claimed.reversal.traceparent
+
     def settle_unexpected(self, claimed: Claimed, exception: Exception) -> None:
         reversals.settle_unexpected(claimed, exception, actor=self._actor)
 
@@ -149,6 +152,9 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
             "attempt": claimed.retry_count + 1,
             "correlation_id": claimed.correlation_id,
         }
+
+    def _traceparent(self, claimed: Refund) -> str:
+        return claimed.traceparent
 
     def settle_unexpected(self, claimed: Refund, exception: Exception) -> None:
         refunds.settle_unexpected(claimed, exception, actor=self._actor)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 from django.conf import settings
 
-from marketplace import correlation, throttle
+from marketplace import correlation, throttle, tracing
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import Denied, TransferGateway
 from marketplace.metrics import ANSWERS, SETTLE_SECONDS
@@ -90,6 +90,10 @@ class StripeQueue(ABC, Generic[R, A]):
     def describe(self, claimed: R) -> dict[str, Any]:
         """For the log, with ``correlation_id``."""
 
+    @abstractmethod
+    def _traceparent(self, claimed: R) -> str:
+        """Of the row that is worked on."""
+
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[R]:
         """Due rows; or, while the breaker is open, one row that may ask whether Stripe is back."""
         rows = self._claim(batch_size=batch_size, lease=lease)
@@ -111,7 +115,11 @@ class StripeQueue(ABC, Generic[R, A]):
             throttle.give_probe_back(self.name)
 
     def perform(self, claimed: R) -> None:
-        with correlation.bound(self.describe(claimed)[correlation.NAME]):
+        described = self.describe(claimed)
+        with (
+            correlation.bound(described[correlation.NAME]),
+            tracing.span(self.name, parent=self._traceparent(claimed), **described),
+        ):
             self._perform(claimed)
 
     def _perform(self, claimed: R) -> None:
@@ -132,6 +140,7 @@ class StripeQueue(ABC, Generic[R, A]):
         said = type(answer).__name__
         ANSWERS.labels(work=self.name, answer=said).inc()
         described = self.describe(claimed)
+        tracing.note(answer=said)
         logger.info(
             self.answered,
             **described,
@@ -143,7 +152,9 @@ class StripeQueue(ABC, Generic[R, A]):
         if claimed.is_probe and self._doubts_outage and outcomes.is_outage(answer):
             self._let_rows_fail_if_stripe_answers()
         answered = time.monotonic()
-        settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
+        with tracing.span("settle"):
+            settled = persistently(lambda: self._settle(claimed, answer, stripe_is_down=stripe_is_down))
+            tracing.note(status=settled.status)
         SETTLE_SECONDS.labels(work=self.name).observe(time.monotonic() - answered)
         logger.debug(self.settled, **described, status=settled.status, milliseconds=elapsed_ms(answered))
         if claimed.is_probe:

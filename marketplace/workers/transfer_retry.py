@@ -64,6 +64,9 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
             "correlation_id": claimed.correlation_id,
         }
 
+    def _traceparent(self, claimed: SellerTransfer) -> str:
+        return claimed.traceparent
+
     def settle_unexpected(self, claimed: SellerTransfer, exception: Exception) -> None:
         transfers.settle_unexpected(claimed, exception, actor=self._actor)
 
