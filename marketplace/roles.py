@@ -80,6 +80,7 @@ def _keep(app: str, model: str, what: str) -> tuple[Act, ...]:
 ACTS: tuple[Act, ...] = (
     _see("order", "orders", "orders"),
     _see("refund", "refunds", "refunds", "GET /api/orders/{order_id}/refunds/"),
+    _see("dispute", "disputes", "disputes"),
     _see("sellertransfer", "transfers", "transfers", pages=("why",)),
     _see("transferreversal", "reversals", "reversals"),
     _see("debt", "debts of sellers", "debts", "GET /api/debts/totals/"),
@@ -109,6 +110,14 @@ ACTS: tuple[Act, ...] = (
         also=("marketplace.view_order",),
         roles=MONEY,
         api=("POST /api/orders/{order_id}/refunds/",),
+    ),
+    Act(
+        what="enter how much of an order a dispute is",
+        permission="marketplace.enter_dispute_amount",
+        also=("marketplace.view_dispute",),
+        roles=MONEY,
+        api=("POST /api/disputes/{id}/amount/",),
+        pages=("marketplace_dispute_enter_amount",),
     ),
     Act(
         what="retry a transfer, try it now, enter its Stripe id",

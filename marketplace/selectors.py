@@ -15,6 +15,7 @@ from marketplace.models import (
     BulkRetry,
     CircuitBreaker,
     Debt,
+    Dispute,
     Refund,
     SellerTransfer,
     WebhookEvent,
@@ -134,6 +135,11 @@ def bulk_outcomes(bulk_retry: BulkRetry, *statuses: str) -> list[tuple[str, int]
 
 
 MOST_CAUSES = 20
+
+
+def disputes_for_a_person() -> int:
+    """In another currency than their order's, and nobody has entered how much of it they are."""
+    return Dispute.objects.exclude(last_error_code="").count()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -339,6 +339,7 @@ UNFOLD = {
                     [
                         ("Orders", "shopping_cart", "marketplace_order"),
                         ("Refunds", "undo", "marketplace_refund"),
+                        ("Disputes", "gavel", "marketplace_dispute"),
                         ("Transfers", "send_money", "marketplace_sellertransfer"),
                         ("Reversals", "currency_exchange", "marketplace_transferreversal"),
                         ("Debts of sellers", "account_balance_wallet", "marketplace_debt"),

@@ -15,11 +15,12 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from marketplace import overview
+from marketplace import overview, selectors
 from marketplace.admin.base import colour
 from marketplace.models import (
     CircuitBreaker,
     Debt,
+    Dispute,
     Refund,
     RequestAllowance,
     SellerTransfer,
@@ -55,6 +56,8 @@ def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         cards += _transfer_cards(waiting)
     if may_see(Refund):
         cards.append(_refund_card())
+    if may_see(Dispute):
+        cards.append(_dispute_card())
     if may_see(WebhookEvent):
         cards.append(_event_card())
     if may_see(Debt):
@@ -114,6 +117,18 @@ def _refund_card() -> Card:
     asked = [each for each in overview.open_refunds() if each.status == RefundStatus.REQUESTED]
     title = _("refunds Stripe has not answered")
     return _card(Refund, RefundStatus.REQUESTED, title, asked, queue="refunding")
+
+
+def _dispute_card() -> Card:
+    count = selectors.disputes_for_a_person()
+    return Card(
+        title=_("disputes need an amount"),
+        count=count,
+        colour="danger" if count else "default",
+        status=_("another currency"),
+        facts=_("sellers bear nothing of them yet") if count else _("nothing waits"),
+        href=rows_of(Dispute, state="person"),
+    )
 
 
 def _event_card() -> Card:

@@ -125,7 +125,7 @@ class DebtAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
                     ("seller_link", "since"),
                     ("left_shown", "amount_shown"),
                     ("recovered_shown", "written_off_shown"),
-                    ("transfer_link", "reversal_link", "refund_link"),
+                    ("transfer_link", "reversal_link", "source_link"),
                     ("status_label", "cause", "error_code"),
                 )
             },
@@ -140,7 +140,7 @@ class DebtAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         "written_off_shown",
         "transfer_link",
         "reversal_link",
-        "refund_link",
+        "source_link",
         "status_label",
         "error_code",
     )
@@ -191,9 +191,9 @@ class DebtAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
     def reversal_link(self, debt: Debt) -> SafeString | str:
         return link(debt.transfer.reversals.get(pk=debt.pk))
 
-    @admin.display(description=_("refund"))
-    def refund_link(self, debt: Debt) -> SafeString | str:
-        return link(debt.refund)
+    @admin.display(description=_("owed for"))
+    def source_link(self, debt: Debt) -> SafeString | str:
+        return link(debt.source)
 
     # --- What an operator may do ----------------------------------------------------------------------------
 

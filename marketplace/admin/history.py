@@ -11,7 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.admin.base import OwnedInline, label
+from marketplace.admin.base import OwnedInline, label, word
 from marketplace.states import BulkRetryStatus, EventStatus, RefundStatus, ReversalStatus
 
 
@@ -36,13 +36,16 @@ class HistoryInline(OwnedInline):
 
     @admin.display(description=_("step"))
     def step(self, entry: Any) -> SafeString:
-        after = label(self.statuses(entry.status))
+        after = self.shown(entry.status)
         if entry.pgh_label == "attempt":
             return format_html('{} <span class="whitespace-nowrap">{}</span>', after, _("stays"))
         if not entry.status_before or entry.status_before == entry.status:
             return after
-        before = label(self.statuses(entry.status_before))
+        before = self.shown(entry.status_before)
         return format_html('<span class="whitespace-nowrap">{} → {}</span>', before, after)
+
+    def shown(self, status: str) -> SafeString:
+        return label(self.statuses(status))
 
     @admin.display(description=_("by"))
     def actor(self, entry: Any) -> str:
@@ -77,6 +80,13 @@ class WorkHistoryInline(HistoryInline):
 class RefundHistoryInline(WorkHistoryInline):
     model = apps.get_model("marketplace", "RefundHistory")
     statuses = RefundStatus
+
+
+class DisputeHistoryInline(HistoryInline):
+    model = apps.get_model("marketplace", "DisputeHistory")
+
+    def shown(self, status: str) -> SafeString:
+        return word(status)
 
 
 class ReversalHistoryInline(HistoryInline):

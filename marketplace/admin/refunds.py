@@ -9,7 +9,7 @@ from marketplace.models import Refund, RefundItem, TransferReversal
 from marketplace.states import RefundStatus, ReversalStatus
 
 
-class RefundReversalInline(StatusAndMoney, ReadOnlyInline):
+class OwedForItInline(StatusAndMoney, ReadOnlyInline):
     model = TransferReversal
     statuses = ReversalStatus
     verbose_name_plural = _("reversals owed for it")
@@ -46,7 +46,7 @@ class RefundAdmin(StatusAndMoney, ReadOnlyAdmin):
     )
     search_fields = ("id__exact", "stripe_refund_id__exact")
     search_help_text = _("A refund's number or re_…, whole")
-    inlines = (RefundItemInline, RefundReversalInline, RefundHistoryInline)
+    inlines = (RefundItemInline, OwedForItInline, RefundHistoryInline)
     fieldsets = (
         (
             None,

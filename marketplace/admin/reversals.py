@@ -22,11 +22,11 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
         "amount_shown",
         "cause",
         "transfer_link",
-        "refund_link",
+        "source_link",
         "at_stripe",
         "created",
     )
-    list_select_related = ("transfer", "refund")
+    list_select_related = ("transfer", "refund", "dispute")
     list_filter = (
         ("status", ChoicesCheckboxFilter),
         ("cause", ChoicesCheckboxFilter),
@@ -42,7 +42,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
             {
                 "fields": (
                     ("status_label", "cause"),
-                    ("transfer_link", "refund_link"),
+                    ("transfer_link", "source_link"),
                     ("amount_shown", "unwanted_shown", "settled_shown"),
                     ("created_at", "updated_at"),
                 )
@@ -63,7 +63,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
         "unwanted_shown",
         "settled_shown",
         "transfer_link",
-        "refund_link",
+        "source_link",
         "look_first_shown",
     )
 
@@ -83,9 +83,9 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
     def transfer_link(self, reversal: TransferReversal) -> SafeString | str:
         return link(reversal.transfer)
 
-    @admin.display(description=_("refund"), ordering="refund_id")
-    def refund_link(self, reversal: TransferReversal) -> SafeString | str:
-        return link(reversal.refund)
+    @admin.display(description=_("owed for"))
+    def source_link(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal.source)
 
     @admin.display(description=_("at Stripe"))
     def at_stripe(self, reversal: TransferReversal) -> SafeString | str:

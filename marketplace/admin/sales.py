@@ -13,12 +13,13 @@ from marketplace.admin.base import (
     ReadOnlyInline,
     SafeAdmin,
     StatusAndMoney,
+    StatusText,
     code,
     link,
     moment,
     money,
 )
-from marketplace.models import Order, OrderItem, Product, Refund, Seller, SellerTransfer
+from marketplace.models import Dispute, Order, OrderItem, Product, Refund, Seller, SellerTransfer
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
 
 
@@ -162,6 +163,27 @@ class OrderRefundInline(StatusAndMoney, ReadOnlyInline):
         return code(refund.stripe_refund_id)
 
 
+class OrderDisputeInline(StatusText, ReadOnlyInline):
+    model = Dispute
+    verbose_name_plural = _("disputes")
+    fields = readonly_fields = ("page", "status_label", "amount_shown", "lost_shown", "stripe_reason", "at_stripe")
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).select_related("order").order_by("id")
+
+    @admin.display(description=_("dispute"))
+    def page(self, dispute: Dispute) -> SafeString | str:
+        return link(dispute)
+
+    @admin.display(description=_("lost"))
+    def lost_shown(self, dispute: Dispute) -> SafeString | str:
+        return money(dispute.amount_lost or None, dispute.order.currency)
+
+    @admin.display(description=_("at Stripe"))
+    def at_stripe(self, dispute: Dispute) -> SafeString | str:
+        return code(dispute.stripe_dispute_id)
+
+
 @admin.register(Order)
 class OrderAdmin(StatusAndMoney, ReadOnlyAdmin):
     statuses = OrderStatus
@@ -179,7 +201,7 @@ class OrderAdmin(StatusAndMoney, ReadOnlyAdmin):
         "buyer__username__exact",
     )
     search_help_text = _("An order's number, pi_…, ch_… or a buyer's user name, whole")
-    inlines = (OrderItemInline, OrderTransferInline, OrderRefundInline)
+    inlines = (OrderItemInline, OrderTransferInline, OrderRefundInline, OrderDisputeInline)
     fieldsets = (
         (None, {"fields": (("status_label", "buyer"), ("amount_shown", "refunded_shown"), "commission_shown")}),
         (

@@ -56,18 +56,18 @@ class ReversalInline(StatusAndMoney, ReadOnlyInline):
     model = TransferReversal
     statuses = ReversalStatus
     verbose_name_plural = _("reversals")
-    fields = readonly_fields = ("page", "status_label", "amount_shown", "cause", "refund_link", "at_stripe")
+    fields = readonly_fields = ("page", "status_label", "amount_shown", "cause", "source_link", "at_stripe")
 
     def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).select_related("refund").order_by("id")
+        return super().get_queryset(request).select_related("refund", "dispute").order_by("id")
 
     @admin.display(description=_("reversal"))
     def page(self, reversal: TransferReversal) -> SafeString | str:
         return link(reversal)
 
-    @admin.display(description=_("refund"))
-    def refund_link(self, reversal: TransferReversal) -> SafeString | str:
-        return link(reversal.refund)
+    @admin.display(description=_("owed for"))
+    def source_link(self, reversal: TransferReversal) -> SafeString | str:
+        return link(reversal.source)
 
     @admin.display(description=_("at Stripe"))
     def at_stripe(self, reversal: TransferReversal) -> SafeString | str:

@@ -20,6 +20,7 @@ from marketplace.models import (
     BulkRetry,
     BulkRetryItem,
     Debt,
+    Dispute,
     Order,
     OrderItem,
     Product,
@@ -151,6 +152,27 @@ class RefundFilter(Searching, Created):
         fields: tuple[str, ...] = ()
 
 
+class DisputeFilter(Searching, Created):
+    """``status`` is any word of Stripe's: there may be new ones."""
+
+    status = django_filters.CharFilter(max_length=100)
+    currency = currency()
+    order = IdFilter(field_name="order_id")
+    needs_a_person = django_filters.BooleanFilter(method="for_a_person", label="Whether its amount is to be entered.")
+    counts = django_filters.BooleanFilter(method="lost", label="Whether anything of it counts as lost now.")
+    search_ids = ("stripe_dispute_id",)
+
+    class Meta:
+        model = Dispute
+        fields: tuple[str, ...] = ()
+
+    def for_a_person(self, rows: QuerySet[Dispute], _name: str, value: bool) -> QuerySet[Dispute]:  # noqa: FBT001
+        return rows.exclude(last_error_code="") if value else rows.filter(last_error_code="")
+
+    def lost(self, rows: QuerySet[Dispute], _name: str, value: bool) -> QuerySet[Dispute]:  # noqa: FBT001
+        return rows.filter(amount_lost__gt=0) if value else rows.filter(amount_lost=0)
+
+
 class TransferFilter(Searching, Created):
     status = one_of(TransferStatus)
     currency = currency()
@@ -174,6 +196,7 @@ class ReversalFilter(Searching, Created):
     cause = one_of(TransferReversal.Cause)
     transfer = IdFilter(field_name="transfer_id")
     refund = IdFilter(field_name="refund_id")
+    dispute = IdFilter(field_name="dispute_id")
     order = IdFilter(field_name="transfer__order_id")
     seller = IdFilter(field_name="transfer__seller_id")
     search_ids = ("stripe_reversal_id",)

@@ -13,6 +13,7 @@ from marketplace.explain import transfers as explanations
 from marketplace.models import (
     Debt,
     DebtEntry,
+    Dispute,
     Order,
     OrderItem,
     Product,
@@ -167,8 +168,57 @@ class RefundSerializer(Shown):
         )
 
 
+class DisputeSerializer(Shown):
+    """Staff only, as the whole endpoint is."""
+
+    order_currency = serializers.CharField(source="order.currency")
+    seller_parts = serializers.DictField(
+        child=serializers.IntegerField(), help_text="Of the amount lost, by seller, in the order's currency."
+    )
+
+    class Meta:
+        model = Dispute
+        fields: tuple[str, ...] = (
+            "id",
+            "status",
+            "order",
+            "stripe_dispute_id",
+            "stripe_reason",
+            "amount",
+            "currency",
+            "order_amount",
+            "entered_amount",
+            "amount_lost",
+            "seller_parts",
+            "platform_part",
+            "order_currency",
+            "is_charge_refundable",
+            "evidence_due_by",
+            "amount_withdrawn",
+            "amount_reinstated",
+            "fee",
+            "balance_currency",
+            "opened_at",
+            "withdrawn_at",
+            "reinstated_at",
+            "closed_at",
+            "last_error_code",
+            "last_error_message",
+            "created_at",
+            "updated_at",
+        )
+
+
 class ReversalSerializer(Shown):
-    staff_only = ("refund", "stripe_status", "waiting_for_funds_since", "unwanted_amount", "refused", "correlation_id")
+    staff_only = (
+        "refund",
+        "dispute",
+        "stripe_status",
+        "waiting_for_funds_since",
+        "unwanted_amount",
+        "refused",
+        "correlation_id",
+    )
 
     class Meta:
         model = TransferReversal
@@ -187,6 +237,7 @@ class ReversalSerializer(Shown):
             "created_at",
             "updated_at",
             "refund",
+            "dispute",
             "stripe_status",
             "waiting_for_funds_since",
             "unwanted_amount",
@@ -524,6 +575,18 @@ class DebtSettlementSerializer(StrictSerializer):
         expected = self.context["debt"].currency
         if currency != expected:
             raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the debt's currency")
+        return currency
+
+
+class DisputedAmountSerializer(StrictSerializer):
+    amount = AmountField(help_text="How much of the order is disputed, in its currency's minor unit.")
+    currency = TextField(required=False, min_length=3, max_length=3, help_text="The order's currency, as a check.")
+    reason = TextField(max_length=500, help_text="How you know; it stays in the dispute's history.")
+
+    def validate_currency(self, currency: str) -> str:
+        expected = self.context["dispute"].order.currency
+        if currency != expected:
+            raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the order's currency")
         return currency
 
 

@@ -29,6 +29,7 @@ from marketplace.api.versions import expected, version_of
 from marketplace.errors import TooMuch
 from marketplace.models import (
     Debt,
+    Dispute,
     Order,
     Product,
     Refund,
@@ -38,7 +39,7 @@ from marketplace.models import (
     WebhookEvent,
 )
 from marketplace.models.debts import OPEN
-from marketplace.services import debts, give_backs, refund_plans, refunds, transfers
+from marketplace.services import debts, disputes, give_backs, refund_plans, refunds, transfers
 from marketplace.states import EventStatus, RefundStatus
 
 M = TypeVar("M", bound=Model)
@@ -112,6 +113,12 @@ REFUND_PROBLEMS = {
             "order 12 is not as it was when a refund of 1250 eur was planned",
         ),
         ("Not paid", 409, "not-allowed-now", "order 12 is not paid, so there is nothing to refund"),
+        (
+            "Charged back",
+            409,
+            "not-allowed-now",
+            "order 12 is disputed (dp_1 is needs_response): Stripe refunds no charge that was charged back",
+        ),
     ),
     (422, CONTENT_TYPE): problem(
         "More than is left.",
@@ -254,6 +261,57 @@ class ReversalViewSet(RowsAndDetails[TransferReversal]):
     serializer_class = serializers.ReversalSerializer
     filterset_class = filters.ReversalFilter
     ordering_fields = ("id", "created_at", "updated_at", "amount")
+
+
+class DisputeViewSet(RowsAndDetails[Dispute]):
+    queryset = Dispute.objects.select_related("order")
+    serializer_class = serializers.DisputeSerializer
+    filterset_class = filters.DisputeFilter
+    ordering_fields = ("id", "created_at", "updated_at", "amount", "amount_lost", "evidence_due_by")
+
+    @extend_schema(
+        summary="Enter how much of the order a dispute is",
+        description="Of a dispute in another currency than its order's, once. If it counts as lost, its sellers owe"
+        " their part at once. Needs the permission `marketplace.enter_dispute_amount`.",
+        request=serializers.DisputedAmountSerializer,
+        examples=[
+            OpenApiExample(
+                "All of the order",
+                value={"amount": 5000, "currency": "eur", "reason": "the whole charge"},
+                request_only=True,
+            )
+        ],
+        responses={
+            200: serializers.DisputeSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It is in the order's currency, or the amount was entered before.",
+                (
+                    "Known",
+                    409,
+                    "not-allowed-now",
+                    "dispute 7 is about 5000 eur of order 12: an amount is entered once",
+                ),
+            ),
+            (422, CONTENT_TYPE): problem(
+                "More than the order.",
+                ("Too much", 422, "too-much", "9000 is more than order 12, which is 5000 eur"),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"], filterset_class=None)
+    def amount(self, request: Request, pk: int) -> Response:
+        dispute = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, "marketplace.enter_dispute_amount")
+        body = serializers.DisputedAmountSerializer(data=request.data, context={"dispute": dispute})
+        body.is_valid(raise_exception=True)
+        disputes.enter_amount(
+            dispute_id=dispute.pk,
+            amount=body.validated_data["amount"],
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+            if_version=expected(request),
+        )
+        return self.answer(self.get_queryset().get(pk=pk))
 
 
 class TransferViewSet(RowsAndDetails[SellerTransfer]):

@@ -99,6 +99,7 @@ class Dispute(Lifecycle):
         verbose_name = _("dispute")
         verbose_name_plural = _("disputes")
         ordering = ("-id",)
+        permissions = [("enter_dispute_amount", "Can enter how much of an order a dispute is")]
         triggers = [
             never_changes_once_set("stripe_dispute_id", "dispute_id_stays"),
             pgtrigger.Protect(

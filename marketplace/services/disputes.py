@@ -80,12 +80,15 @@ def record(facts: DisputeFacts, *, actor: str) -> Dispute:
         return _follow(dispute, found, Dispute(), actor=actor)
 
 
-def enter_amount(*, dispute_id: int, amount: int, actor: str, reason: str) -> Dispute:
+def enter_amount(
+    *, dispute_id: int, amount: int, actor: str, reason: str, if_version: frozenset[str] | None = None
+) -> Dispute:
     """A person says how much of the order (minor units of its currency) a dispute in another currency is about;
     committed on return.
 
     Raises:
         Dispute.DoesNotExist: no such dispute.
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: it is in the order's currency, or the amount was entered before.
         TooMuch: more than the order.
 
@@ -94,6 +97,7 @@ def enter_amount(*, dispute_id: int, amount: int, actor: str, reason: str) -> Di
         found = taking_back.found(taking_back.BY_ID, Dispute.objects.get(pk=dispute_id).order_id)
         assert found is not None
         dispute = next(each for each in found.disputes if each.pk == dispute_id)
+        dispute.require_version(if_version)
         order = found.order
         if dispute.order_amount is not None:
             raise NotAllowedNow(

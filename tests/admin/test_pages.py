@@ -24,6 +24,7 @@ from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import (
     BulkRetryItemFactory,
+    DisputeFactory,
     ProductFactory,
     RefundFactory,
     SellerFactory,
@@ -72,6 +73,7 @@ def populate(db: None) -> Callable[[], None]:
         order_with_transfers(status="permanently_failed", currency="jpy")
         ProductFactory()
         RefundFactory()
+        DisputeFactory()
         WebhookEventFactory(failed=True)
         BulkRetryItemFactory()
         name = uuid4().hex[:8]
@@ -175,7 +177,7 @@ def test_nothing_is_deleted_here(name: str, root: Client, populate: Callable[[],
 
 
 @pytest.mark.parametrize(
-    "name", ["order", "refund", "sellertransfer", "transferreversal", "debt", "webhookevent", *COORDINATION]
+    "name", ["order", "refund", "dispute", "sellertransfer", "transferreversal", "debt", "webhookevent", *COORDINATION]
 )
 def test_nothing_that_stripe_has_a_say_in_is_added_or_edited(
     name: str, root: Client, populate: Callable[[], None]

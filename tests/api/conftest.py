@@ -23,6 +23,10 @@ VIEWS = [
         "transferreversal",
         "debt",
         "bulkretry",
+        "dispute",
+        "sellertransfer",
+        "transferreversal",
+        "debt",
         "webhookevent",
     )
 ]

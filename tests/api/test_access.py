@@ -131,7 +131,7 @@ def test_only_who_has_the_permission_retries(person: str, scene: Scene) -> None:
         ("order", {"commission_basis_points", "refund_commission", "stripe_payment_intent_id", "stripe_charge_id"}),
         ("refund", {"requested_by", "request_key", "stripe_refund_id", "last_error_message", "history"}),
         ("transfer", {"failed_leg", "retry_count", "last_error_message", "history"}),
-        ("reversal", {"refund", "waiting_for_funds_since"}),
+        ("reversal", {"refund", "dispute", "waiting_for_funds_since"}),
     ],
 )
 def test_how_we_work_is_shown_to_staff_only(name: str, hidden: set[str], scene: Scene, targets: dict[str, int]) -> None:

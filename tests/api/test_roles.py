@@ -7,7 +7,7 @@ from drf_spectacular.generators import SchemaGenerator
 
 from marketplace.roles import ACTS, Act, Role
 from tests.api.conftest import Scene, client_of, problem
-from tests.factories import BulkRetryFactory, ProductFactory, WebhookEventFactory
+from tests.factories import BulkRetryFactory, DisputeFactory, ProductFactory, WebhookEventFactory
 from tests.people import make_groups, person
 
 CELLS = [
@@ -34,6 +34,7 @@ def ids(scene: Scene) -> dict[str, int]:
     return {
         "orders": scene.order.pk,
         "refunds": scene.refund.pk,
+        "disputes": DisputeFactory(order=scene.order, needs_a_person=True).pk,
         "transfers": scene.transfer.pk,
         "reversals": debt,
         "debts": debt,
