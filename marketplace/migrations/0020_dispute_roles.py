@@ -9,7 +9,7 @@ FINANCE = ['marketplace.enter_dispute_amount']
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('marketplace', '0018_reconciliations'),
+        ('marketplace', '0019_traces'),
     ]
 
     operations = [
