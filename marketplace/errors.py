@@ -71,6 +71,10 @@ class NotAllListed(MarketplaceError):
     """The transfer has more reversals than the event lists: Stripe has to be asked for all of them."""
 
 
+class TokenRefused(MarketplaceError):
+    """No such token is known."""
+
+
 class SignatureRefused(MarketplaceError):
     """The body does not bear a fresh signature of one of our webhook secrets."""
 

@@ -13,13 +13,13 @@ from django.views.decorators.http import require_safe
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from rest_framework.authentication import TokenAuthentication
-from rest_framework.exceptions import AuthenticationFailed
-from rest_framework.request import Request
 
 from marketplace import hourly, overview, selectors
+from marketplace.errors import TokenRefused
 from marketplace.models import SellerTransfer
 from marketplace.models.figures import TIME_GROUPS, What, longest_of
+from marketplace.roles import Scope
+from marketplace.services import api_tokens
 from marketplace.states import ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -94,10 +94,10 @@ def _is_staff(request: HttpRequest) -> bool:
     if request.user.is_active and request.user.is_staff:
         return True
     try:
-        found = TokenAuthentication().authenticate(Request(request))
-    except AuthenticationFailed:
+        token = api_tokens.signed_in(request.headers.get("Authorization", ""))
+    except TokenRefused:
         return False
-    return found is not None and bool(found[0].is_staff)
+    return token is not None and token.user.is_staff and Scope.READ in token.scopes
 
 
 class DatabaseCollector(Collector):

@@ -25,6 +25,16 @@ class Role(TextChoices):
     ADMIN = "admin", _("admin")
 
 
+class Scope(TextChoices):
+    """What an API token may do of that which its user may."""
+
+    READ = "read", _("read")
+    REFUND = "refund", _("refund")
+    OPERATE = "operate", _("operate")
+    FINANCE = "finance", _("finance")
+    TOKENS = "tokens", _("tokens")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Act:
     """Something that a person does, with the endpoints and admin pages (by URL name) where it is done."""
@@ -34,6 +44,8 @@ class Act:
     roles: tuple[Role, ...]
     # Permissions needed besides, to see what it is done to.
     also: tuple[str, ...] = ()
+    # None: not by a token, only signed in to the admin.
+    scope: Scope | None = None
     api: tuple[str, ...] = ()
     pages: tuple[str, ...] = ()
 
@@ -53,6 +65,7 @@ def _see(model: str, what: str, address: str = "", *more: str, pages: tuple[str,
         what=f"see {what}",
         permission=f"marketplace.view_{model}",
         roles=EVERYONE,
+        scope=Scope.READ,
         api=(*listed, *more),
         pages=tuple(f"marketplace_{model}_{page}" for page in ("changelist", "change", *pages)),
     )
@@ -92,6 +105,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.view_webhookevent",
         also=tuple(f"marketplace.view_{each}" for each in ("order", "sellertransfer", "refund", "transferreversal")),
         roles=EVERYONE,
+        scope=Scope.READ,
         api=("GET /api/stats/",),
     ),
     _see("workerheartbeat", "workers"),
@@ -102,6 +116,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.add_refund",
         also=("marketplace.view_order", "marketplace.view_sellertransfer"),
         roles=MONEY,
+        scope=Scope.REFUND,
         api=("GET /api/orders/{order_id}/refund-plan/",),
     ),
     Act(
@@ -109,6 +124,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.add_refund",
         also=("marketplace.view_order",),
         roles=MONEY,
+        scope=Scope.REFUND,
         api=("POST /api/orders/{order_id}/refunds/",),
     ),
     Act(
@@ -116,6 +132,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.enter_dispute_amount",
         also=("marketplace.view_dispute",),
         roles=MONEY,
+        scope=Scope.FINANCE,
         api=("POST /api/disputes/{id}/amount/",),
         pages=("marketplace_dispute_enter_amount",),
     ),
@@ -124,6 +141,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.retry_sellertransfer",
         also=("marketplace.view_sellertransfer",),
         roles=ON_CALL,
+        scope=Scope.OPERATE,
         api=("POST /api/transfers/{id}/retry/", "POST /api/transfers/{id}/try-now/"),
         pages=(
             "marketplace_sellertransfer_retry_one",
@@ -136,6 +154,7 @@ ACTS: tuple[Act, ...] = (
         what="watch a bulk retry",
         permission="marketplace.view_bulkretry",
         roles=EVERYONE,
+        scope=Scope.READ,
         pages=("marketplace_bulkretry_progress",),
     ),
     Act(
@@ -143,6 +162,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.retry_sellertransfer",
         also=("marketplace.view_bulkretry", "marketplace.view_sellertransfer"),
         roles=ON_CALL,
+        scope=Scope.OPERATE,
         api=("POST /api/bulk-retries/", "POST /api/bulk-retries/{id}/start/"),
         pages=("marketplace_bulkretry_add", "marketplace_bulkretry_start"),
     ),
@@ -151,6 +171,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.approve_bulkretry",
         also=("marketplace.view_bulkretry",),
         roles=MONEY,
+        scope=Scope.FINANCE,
         api=("POST /api/bulk-retries/{id}/approve/",),
         pages=("marketplace_bulkretry_approve",),
     ),
@@ -159,6 +180,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.stop_bulkretry",
         also=("marketplace.view_bulkretry",),
         roles=(Role.OPERATOR, Role.FINANCE, Role.ADMIN),
+        scope=Scope.OPERATE,
         api=("POST /api/bulk-retries/{id}/stop/", "POST /api/bulk-retries/{id}/cancel/"),
         pages=("marketplace_bulkretry_stop", "marketplace_bulkretry_cancel"),
     ),
@@ -167,6 +189,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.decline_sellertransfer",
         also=("marketplace.view_sellertransfer",),
         roles=MONEY,
+        scope=Scope.FINANCE,
         api=("POST /api/transfers/{id}/decline/",),
         pages=("marketplace_sellertransfer_decline",),
     ),
@@ -175,6 +198,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.replay_webhookevent",
         also=("marketplace.view_webhookevent",),
         roles=ON_CALL,
+        scope=Scope.OPERATE,
         api=("POST /api/webhook-events/{id}/replay/", "POST /api/webhook-events/replay/"),
         pages=("marketplace_webhookevent_replay_one",),
     ),
@@ -183,6 +207,7 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.record_debt_payment",
         also=("marketplace.view_debt",),
         roles=MONEY,
+        scope=Scope.FINANCE,
         api=("POST /api/debts/{id}/payments/",),
         pages=("marketplace_debt_record_payment",),
     ),
@@ -191,8 +216,32 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.write_off_debt",
         also=("marketplace.view_debt",),
         roles=MONEY,
+        scope=Scope.FINANCE,
         api=("POST /api/debts/{id}/write-off/",),
         pages=("marketplace_debt_write_off",),
+    ),
+    Act(
+        what="make, see and revoke API tokens of one's own",
+        permission="marketplace.add_apitoken",
+        roles=EVERYONE,
+        scope=Scope.TOKENS,
+        api=("GET /api/tokens/", "GET /api/tokens/{id}/", "POST /api/tokens/", "POST /api/tokens/{id}/revoke/"),
+        pages=("marketplace_apitoken_changelist", "marketplace_apitoken_add"),
+    ),
+    Act(
+        what="see everybody's API tokens",
+        permission="marketplace.view_apitoken",
+        roles=(Role.ADMIN,),
+        scope=Scope.TOKENS,
+        pages=("marketplace_apitoken_change",),
+    ),
+    Act(
+        what="revoke anybody's API token",
+        permission="marketplace.revoke_apitoken",
+        also=("marketplace.view_apitoken",),
+        roles=(Role.ADMIN,),
+        scope=Scope.TOKENS,
+        pages=("marketplace_apitoken_revoke_one",),
     ),
     *_keep("marketplace", "seller", "sellers"),
     *_keep("marketplace", "product", "products"),
@@ -204,6 +253,11 @@ ACTS: tuple[Act, ...] = (
 def permissions_of(role: Role) -> frozenset[str]:
     """``app.codename`` of each."""
     return frozenset(name for act in ACTS if role in act.roles for name in act.needs)
+
+
+def scope_of(permission: str) -> Scope | None:
+    """The scope that a token needs for it; None where no token will do."""
+    return next((act.scope for act in ACTS if act.permission == permission), None)
 
 
 class Grant(migrations.RunPython):

@@ -175,13 +175,14 @@ page as each role. Give more to a group, or make groups of your own: migrations 
 Buyers and sellers are in no group: they see [what is theirs](api.md#who-may-do-what)."""
     comments = comments_by_member(ROOT / "marketplace" / "roles.py")
     members = [f"- **{role.value}**: {comments['Role', role.name]}" for role in roles.Role]
-    head = ["what", "permission", *(role.value for role in roles.Role), "API", "admin"]
+    head = ["what", "permission", *(role.value for role in roles.Role), "token's scope", "API", "admin"]
     rows = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for act in roles.ACTS:
         cells = [
             act.what,
             ", ".join(f"`{name.removeprefix('marketplace.')}`" for name in act.needs),
             *("✓" if role in act.roles else "" for role in roles.Role),
+            f"`{act.scope.value}`" if act.scope else "",
             ", ".join(f"`{operation}`" for operation in act.api),
             ", ".join(f"`{admin_address(page)}`" for page in act.pages),
         ]

@@ -13,6 +13,7 @@ from django.db import models
 from django.utils import timezone
 
 from marketplace.models import (
+    ApiToken,
     BulkRetry,
     BulkRetryItem,
     DebtEntry,
@@ -26,6 +27,7 @@ from marketplace.models import (
     TransferReversal,
     WebhookEvent,
 )
+from marketplace.roles import Scope
 from marketplace.states import (
     BulkRetryItemStatus,
     BulkRetryStatus,
@@ -529,3 +531,17 @@ def order_with_transfers(
         SellerTransferFactory(order=made, seller=item.seller, amount=share, **traits)
     made.refresh_from_db()
     return made
+
+
+class ApiTokenFactory(ModelFactory[ApiToken]):
+    """Nobody knows the token; ``api_tokens.make`` tells it."""
+
+    class Meta:
+        model = ApiToken
+
+    user = factory.SubFactory(UserFactory)
+    name = factory.Sequence(lambda n: f"program {n}")
+    scopes = [Scope.READ]
+    prefix = "vzt_abcdef"
+    digest = factory.Sequence(lambda n: f"{n:064x}")
+    expires_at = factory.LazyFunction(lambda: timezone.now() + timedelta(days=90))

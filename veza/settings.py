@@ -52,7 +52,6 @@ INSTALLED_APPS = [
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
     "rest_framework",
-    "rest_framework.authtoken",
     "django_filters",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -235,12 +234,14 @@ for base, maximum in (
 API_REQUESTS_PER_MINUTE = env.integer("API_REQUESTS_PER_MINUTE", "600", minimum=0, maximum=1_000_000)
 # Of these, how many may change something.
 API_CHANGES_PER_MINUTE = env.integer("API_CHANGES_PER_MINUTE", "120", minimum=0, maximum=1_000_000)
+# The longest life that a token may be given.
+API_TOKEN_MAX_AGE = env.duration("API_TOKEN_MAX_AGE", "365d")
 # How long the answer under an Idempotency-Key is kept, at least.
 API_IDEMPOTENCY_KEY_MAX_AGE = env.duration("API_IDEMPOTENCY_KEY_MAX_AGE", "7d")
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "rest_framework.authentication.TokenAuthentication",
+        "marketplace.api.authentication.ApiTokenAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
@@ -367,7 +368,7 @@ UNFOLD = {
                     [
                         ("Users", "person", "auth_user"),
                         ("Groups", "group", "auth_group"),
-                        ("API tokens", "key", "authtoken_tokenproxy"),
+                        ("API tokens", "key", "marketplace_apitoken"),
                     ],
                 ),
             )

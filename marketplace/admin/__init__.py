@@ -4,6 +4,7 @@ Stripe has a say in.
 
 from marketplace.admin import (
     access,
+    api_tokens,
     bulk_retries,
     coordination,
     debts,
@@ -17,6 +18,7 @@ from marketplace.admin import (
 
 __all__ = [
     "access",
+    "api_tokens",
     "bulk_retries",
     "coordination",
     "debts",

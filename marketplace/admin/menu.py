@@ -12,5 +12,5 @@ def __getattr__(name: str) -> Check:
     app, _, model = name.partition("_")
     if not model or name.startswith("_"):
         raise AttributeError(name)
-    names = (f"{app}.view_{model}", f"{app}.change_{model}")
+    names = (f"{app}.view_{model}", f"{app}.change_{model}", f"{app}.add_{model}")
     return lambda request: any(request.user.has_perm(name) for name in names)

@@ -1,5 +1,7 @@
 """Who may see which rows. Staff are judged by Django's permissions alone; everyone else sees what is theirs.
 
+Who signed in with a token may do of that what its scopes say.
+
 A row that one may not see does not exist for one: 404. A thing that one may not do: 403.
 """
 
@@ -13,7 +15,9 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from marketplace.models import Debt, Order, Product, Refund, Seller, SellerTransfer, TransferReversal
+from marketplace import roles
+from marketplace.api.authentication import scopes_of
+from marketplace.models import ApiToken, Debt, Order, Product, Refund, Seller, SellerTransfer, TransferReversal
 
 M = TypeVar("M", bound=Model)
 
@@ -45,14 +49,38 @@ def visible(rows: QuerySet[M, M], user: User | AnonymousUser) -> QuerySet[M, M]:
         return rows
     if not user.is_authenticated or model not in OWN:
         raise PermissionDenied(f"Only staff may see {model._meta.verbose_name_plural}.")
+    _demand_scope(user, roles.Scope.READ)
     return rows.filter(OWN[model](user))
 
 
 def demand(user: User | AnonymousUser, *names: str) -> None:
-    """Raises ``PermissionDenied`` naming the permissions that ``user`` lacks."""
+    """Raises ``PermissionDenied`` naming the permissions that ``user`` lacks, or the scopes that the token lacks."""
     missing = [name for name in names if not user.has_perm(name)]
     if missing:
         raise PermissionDenied(f"This needs the permission {', '.join(missing)}.")
+    for name in names:
+        _demand_scope(user, roles.scope_of(name))
+
+
+def demand_own_tokens(user: User | AnonymousUser) -> None:
+    """Everyone may have tokens; of staff it is a permission."""
+    if user.is_staff:
+        demand(user, permission("add", ApiToken))
+    _demand_scope(user, roles.Scope.TOKENS)
+
+
+def _demand_scope(user: User | AnonymousUser, scope: roles.Scope | None) -> None:
+    """None is what no token may do."""
+    scopes = scopes_of(user)
+    if scopes is not None and scope not in scopes:
+        needed = f"has not the scope {scope.value}" if scope else "may not do this: sign in"
+        raise PermissionDenied(f"This token {needed}.")
+
+
+def tokens_of(user: User | AnonymousUser) -> QuerySet[ApiToken]:
+    """One's own; everybody's with the permission."""
+    rows = ApiToken.objects.select_related("user")
+    return rows if user.has_perm(permission("view", ApiToken)) else rows.filter(user_id=user.pk or 0)
 
 
 class IsStaff(BasePermission):

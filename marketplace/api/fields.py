@@ -42,20 +42,30 @@ class StrictSerializer(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
-class AmountField(serializers.IntegerField):
-    """A whole number of minor units, written as one: no text, no float, no boolean."""
+class WholeField(serializers.IntegerField):
+    """A whole number from 1 on, written as one: no text, no float, no boolean."""
+
+    default_error_messages = {"invalid": "{value}: expected a whole number from 1 to {largest}"}
+
+    def __init__(self, *, largest: int, **kwargs: Any) -> None:
+        self.largest = largest
+        super().__init__(min_value=1, max_value=largest, **kwargs)
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, bool) or not isinstance(data, int) or not 1 <= data <= self.largest:
+            self.fail("invalid", value=shown(data), largest=self.largest)
+        return data
+
+
+class AmountField(WholeField):
+    """Minor units."""
 
     default_error_messages = {
         "invalid": "{value}: expected a whole number from 1 to {largest}, in the currency's minor unit"
     }
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(min_value=1, max_value=LARGEST_AMOUNT, **kwargs)
-
-    def to_internal_value(self, data: Any) -> int:
-        if isinstance(data, bool) or not isinstance(data, int) or not 1 <= data <= LARGEST_AMOUNT:
-            self.fail("invalid", value=shown(data), largest=LARGEST_AMOUNT)
-        return data
+        super().__init__(largest=LARGEST_AMOUNT, **kwargs)
 
 
 class TextField(serializers.CharField):

@@ -5,6 +5,7 @@ from typing import Any
 import django_filters
 from django import forms
 from django.db.models import Exists, OuterRef, Q, QuerySet, TextChoices
+from django.db.models.functions import Now
 from django_filters.rest_framework import (
     DjangoFilterBackend,
     FilterSet,
@@ -17,6 +18,7 @@ from rest_framework.views import APIView
 from marketplace import selectors
 from marketplace.api.problems import Malformed
 from marketplace.models import (
+    ApiToken,
     BulkRetry,
     BulkRetryItem,
     Debt,
@@ -250,6 +252,21 @@ class ProductFilter(Searching, Created):
     class Meta:
         model = Product
         fields: tuple[str, ...] = ()
+
+
+class ApiTokenFilter(Searching):
+    user = IdFilter(field_name="user_id")
+    active = django_filters.BooleanFilter(method="good", label="Neither revoked nor expired.")
+    search_ids = ("prefix",)
+    search_names = ("name",)
+
+    class Meta:
+        model = ApiToken
+        fields: tuple[str, ...] = ()
+
+    def good(self, rows: QuerySet[ApiToken], _name: str, wanted: bool) -> QuerySet[ApiToken]:  # noqa: FBT001
+        good = Q(revoked_at__isnull=True, expires_at__gt=Now())
+        return rows.filter(good if wanted else ~good)
 
 
 class WebhookEventFilter(Searching):

@@ -2,15 +2,18 @@
 
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.db.models import Model
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace import inbox, overview
-from marketplace.api.fields import AmountField, StrictSerializer, TextField
+from marketplace.api.fields import AmountField, StrictSerializer, TextField, WholeField
 from marketplace.api.why import WhySerializer
 from marketplace.explain import transfers as explanations
 from marketplace.models import (
+    ApiToken,
     Debt,
     DebtEntry,
     Dispute,
@@ -25,7 +28,8 @@ from marketplace.models import (
     WebhookEvent,
 )
 from marketplace.money import LARGEST_AMOUNT
-from marketplace.services import refund_plans
+from marketplace.roles import Scope
+from marketplace.services import api_tokens, refund_plans
 from marketplace.states import EventStatus
 
 WORK = [
@@ -423,6 +427,76 @@ class WebhookEventDetailSerializer(WebhookEventSerializer):
     @extend_schema_field(HistorySerializer(many=True))
     def get_history(self, event: WebhookEvent) -> Any:
         return history(event)
+
+
+# --- Tokens -------------------------------------------------------------------------------------------------
+
+
+class ApiTokenSerializer(Shown):
+    username = serializers.CharField(source="user.username")
+    scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.choices))
+    is_active = serializers.SerializerMethodField(help_text="Neither revoked nor expired.")
+
+    class Meta:
+        model = ApiToken
+        fields: tuple[str, ...] = (
+            "id",
+            "name",
+            "user",
+            "username",
+            "scopes",
+            "prefix",
+            "is_active",
+            "created_at",
+            "expires_at",
+            "revoked_at",
+            "last_used_at",
+        )
+
+    def get_is_active(self, token: ApiToken) -> bool:
+        return token.revoked_at is None and not api_tokens.is_expired(token)
+
+
+class MadeApiTokenSerializer(ApiTokenSerializer):
+    token = serializers.CharField(
+        allow_null=True, source="secret", help_text="Told this once; null where the request is a repeated one."
+    )
+
+    class Meta(ApiTokenSerializer.Meta):
+        fields = (*ApiTokenSerializer.Meta.fields, "token")
+
+    def to_representation(self, made: api_tokens.Made) -> dict[str, Any]:
+        return {**ApiTokenSerializer(made.token, context=self.context).data, "token": made.secret}
+
+
+class NewApiTokenSerializer(StrictSerializer):
+    name = TextField(max_length=100, help_text="What it is for.")
+    scopes = serializers.ListField(
+        child=serializers.ChoiceField(choices=Scope.choices),
+        allow_empty=False,
+        max_length=len(Scope),
+        help_text="What it may do of that which you may.",
+    )
+    expires_in_days = WholeField(required=False, largest=3650, help_text="90 where it is left out.")
+
+    def validate_scopes(self, scopes: list[str]) -> list[Scope]:
+        maker: ApiToken | None = self.context["maker"]
+        beyond = [scope for scope in scopes if maker is not None and scope not in maker.scopes]
+        if beyond:
+            raise serializers.ValidationError([f"{', '.join(beyond)}: expected none that this token has not"])
+        return [Scope(scope) for scope in scopes]
+
+    def validate(self, body: dict[str, Any]) -> dict[str, Any]:
+        days: int | None = body.get("expires_in_days")
+        age = api_tokens.age_of(days)
+        maker: ApiToken | None = self.context["maker"]
+        if age > settings.API_TOKEN_MAX_AGE:
+            message = f"{days}: expected at most {settings.API_TOKEN_MAX_AGE.days}"
+            raise serializers.ValidationError({"expires_in_days": [message]})
+        if maker is not None and timezone.now() + age > maker.expires_at:
+            message = f"expected no later than this token does, {maker.expires_at:%Y-%m-%dT%H:%M:%SZ}"
+            raise serializers.ValidationError({"expires_in_days": [message]})
+        return {**body, "age": age}
 
 
 # --- Statistics ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ router.register("debts", views.DebtViewSet, basename="debt")
 router.register("bulk-retries", bulk_retries.BulkRetryViewSet, basename="bulk-retry")
 router.register("sellers", views.SellerViewSet, basename="seller")
 router.register("products", views.ProductViewSet, basename="product")
+router.register("tokens", views.ApiTokenViewSet, basename="token")
 router.register("webhook-events", views.WebhookEventViewSet, basename="webhook-event")
 
 urlpatterns = [

@@ -28,6 +28,7 @@ from marketplace.api.schema import IDEMPOTENCY_KEY, problem
 from marketplace.api.versions import expected, version_of
 from marketplace.errors import TooMuch
 from marketplace.models import (
+    ApiToken,
     Debt,
     Dispute,
     Order,
@@ -39,7 +40,7 @@ from marketplace.models import (
     WebhookEvent,
 )
 from marketplace.models.debts import OPEN
-from marketplace.services import debts, disputes, give_backs, refund_plans, refunds, transfers
+from marketplace.services import api_tokens, debts, disputes, give_backs, refund_plans, refunds, transfers
 from marketplace.states import EventStatus, RefundStatus
 
 M = TypeVar("M", bound=Model)
@@ -618,6 +619,69 @@ class StatsView(Bounded):
             },
         }
         return Response(serializers.StatsSerializer(found).data)
+
+
+# --- Tokens -------------------------------------------------------------------------------------------------
+
+
+class ApiTokenViewSet(RowsAndDetails[ApiToken]):
+    """Tokens of one's own; with `marketplace.view_apitoken` everybody's."""
+
+    queryset = ApiToken.objects.all()
+    serializer_class = serializers.ApiTokenSerializer
+    filterset_class = filters.ApiTokenFilter
+    ordering_fields = ("id", "created_at", "expires_at", "last_used_at")
+    told_once = ("token",)
+
+    def get_queryset(self) -> QuerySet[ApiToken]:
+        if getattr(self, "swagger_fake_view", False):
+            return ApiToken.objects.none()
+        access.demand_own_tokens(self.request.user)
+        return access.tokens_of(self.request.user)
+
+    @extend_schema(
+        summary="Make an API token",
+        description="The answer tells the token, this once: keep it where secrets are kept. It can never do more than"
+        " its user, and one that is made by a token no more than that one, nor live longer. Under an `Idempotency-Key`"
+        " that was used, `token` is null.",
+        request=serializers.NewApiTokenSerializer,
+        responses={201: OpenApiResponse(serializers.MadeApiTokenSerializer, "The token, and what is known of it.")},
+    )
+    def create(self, request: Request) -> Response:
+        access.demand_own_tokens(request.user)
+        assert isinstance(request.user, User)
+        body = serializers.NewApiTokenSerializer(data=request.data, context={"maker": request.auth})
+        body.is_valid(raise_exception=True)
+        made = api_tokens.make(
+            user=request.user,
+            name=body.validated_data["name"],
+            scopes=body.validated_data["scopes"],
+            age=body.validated_data["age"],
+            actor=f"user:{request.user.get_username()}",
+        )
+        shown = serializers.MadeApiTokenSerializer(made, context=self.get_serializer_context()).data
+        address = reverse("api:token-detail", args=[made.token.pk])
+        return Response(shown, status=status.HTTP_201_CREATED, headers={"Location": address})
+
+    @extend_schema(
+        summary="Revoke an API token",
+        description="It is refused from now on. Somebody else's needs the permission `marketplace.revoke_apitoken`.",
+        request=None,
+        responses={
+            200: serializers.ApiTokenSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It was revoked before.",
+                ("Revoked before", 409, "not-allowed-now", "API token 7 was revoked before"),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: int) -> Response:
+        token = get_object_or_404(self.get_queryset(), pk=pk)
+        if token.user_id != request.user.pk:
+            access.demand(request.user, "marketplace.revoke_apitoken")
+        revoked = api_tokens.revoke(token_id=token.pk, actor=f"user:{request.user.get_username()}")
+        return self.answer(revoked)
 
 
 # --- The rest -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Tables, constraints, triggers and ``transition()``; no policy."""
 
 from marketplace.models.api_requests import ApiPace, IdempotentRequest
+from marketplace.models.api_tokens import ApiToken
 from marketplace.models.bulk_retries import BULK_RETRIES_CHANNEL, BulkRetry, BulkRetryItem
 from marketplace.models.coordination import CircuitBreaker, RequestAllowance, WorkerHeartbeat
 from marketplace.models.debts import Debt, DebtEntry
@@ -35,6 +36,7 @@ __all__ = [
     "REVERSING_CHANNEL",
     "SENDING_CHANNEL",
     "ApiPace",
+    "ApiToken",
     "BalanceWatch",
     "BulkRetry",
     "BulkRetryItem",

@@ -15,7 +15,6 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
-from rest_framework.authtoken.models import Token
 
 from marketplace import selectors, states, throttle
 from marketplace.admin.base import COLOURS, label
@@ -23,6 +22,7 @@ from marketplace.models import CircuitBreaker, Product, RequestAllowance, Seller
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import (
+    ApiTokenFactory,
     BulkRetryItemFactory,
     DisputeFactory,
     ProductFactory,
@@ -55,7 +55,8 @@ def page(row: models.Model) -> str:
 @pytest.fixture
 def viewer(db: None) -> Client:
     client = Client()
-    client.force_login(UserFactory(staff=True, permissions=[*VIEWS, *(f"view_{name}" for name in COORDINATION)]))
+    seen = [*VIEWS, "view_apitoken", *(f"view_{name}" for name in COORDINATION)]
+    client.force_login(UserFactory(staff=True, permissions=seen))
     return client
 
 
@@ -80,6 +81,7 @@ def populate(db: None) -> Callable[[], None]:
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
         Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
         spacing = timedelta(milliseconds=52)
+        ApiTokenFactory()
         RequestAllowance.objects.create(endpoint=f"GET /v1/{name}", next_free_at=timezone.now(), spacing=spacing)
 
     return make
@@ -96,6 +98,7 @@ def test_every_model_has_its_pages() -> None:
         "debt",
         "bulkretry",
         "webhookevent",
+        "apitoken",
         *COORDINATION,
     }
 
@@ -349,40 +352,6 @@ def test_users_and_groups_open(root: Client) -> None:
         assert shown.status_code == 200
         assert user.password not in shown.content.decode()
     assert root.get(reverse("admin:auth_user_add")).status_code == 200
-
-
-def test_a_token_is_never_shown_and_can_be_revoked(root: Client) -> None:
-    token = Token.objects.create(user=UserFactory(username="ada"))
-    tokens = reverse("admin:authtoken_tokenproxy_changelist")
-
-    shown = root.get(tokens).content.decode()
-    assert "ada" in shown
-    assert token.key not in shown
-    for name in ("change", "history"):
-        address = reverse(f"admin:authtoken_tokenproxy_{name}", args=[token.pk])
-        assert root.get(address)["Location"] == tokens
-    assert root.get(reverse("admin:authtoken_tokenproxy_add"))["Location"] == tokens
-
-    response = root.post(tokens, {"action": "revoke", "_selected_action": [token.user_id]}, follow=True)
-
-    assert "Revoked the token of ada." in response.content.decode()
-    assert not Token.objects.exists()
-
-
-def test_revoking_needs_a_permission(db: None) -> None:
-    token = Token.objects.create(user=UserFactory())
-    staff = UserFactory(staff=True)
-    from django.contrib.auth.models import Permission
-
-    staff.user_permissions.add(Permission.objects.get(codename="view_tokenproxy"))
-    client = Client()
-    client.force_login(staff)
-    tokens = reverse("admin:authtoken_tokenproxy_changelist")
-
-    assert client.get(tokens).status_code == 200
-    client.post(tokens, {"action": "revoke", "_selected_action": [token.user_id]})
-
-    assert Token.objects.exists()
 
 
 def test_no_secret_of_the_settings_is_on_a_page(root: Client, settings: Any, populate: Callable[[], None]) -> None:

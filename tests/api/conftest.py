@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from rest_framework.authtoken.models import Token
+from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.models import ApiToken, Order, Refund, SellerTransfer, TransferReversal
+from marketplace.roles import Scope
+from marketplace.services import api_tokens
 from tests.factories import SellerFactory, SellerTransferFactory, UserFactory, order_with_items
 
 VIEWS = [
@@ -32,10 +35,15 @@ VIEWS = [
 ]
 
 
-def client_of(user: User | None) -> APIClient:
+def client_of(user: User | None, *scopes: Scope) -> APIClient:
+    """Signed in with a token of ``scopes``; without any, of all."""
     client = APIClient()
     if user is not None:
-        client.credentials(HTTP_AUTHORIZATION=f"Token {Token.objects.get_or_create(user=user)[0].key}")
+        month = timedelta(days=30)
+        made = api_tokens.make(user=user, name="a test's", scopes=scopes or Scope, age=month, actor="a test")
+        # Its first use is written down, and would be a query more than the second.
+        ApiToken.objects.filter(pk=made.token.pk).update(last_used_at=Now())
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {made.secret}")
     return client
 
 

@@ -76,7 +76,7 @@ def test_strangers_and_staff_without_permission_see_nothing(name: str, scene: Sc
     for address in (reverse(f"api:{name}-list"), reverse(f"api:{name}-detail", args=[targets[name]])):
         refused = scene.clients["anonymous"].get(address)
         problem(refused, 401)
-        assert refused["WWW-Authenticate"] == "Token"
+        assert refused["WWW-Authenticate"] == "Bearer"
         assert "marketplace.view_" in problem(scene.clients["staff"].get(address), 403)["detail"]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +37,7 @@ from marketplace.models import (
 )
 from marketplace.money import LARGEST_AMOUNT
 from tests.factories import (
+    ApiTokenFactory,
     BulkRetryFactory,
     BulkRetryItemFactory,
     DebtEntryFactory,
@@ -302,6 +303,9 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "drift_kind_listed": lambda: (
         lambda: ReconciliationFinding.objects.create(run=a_reconciliation(), kind="odd", subject="transfer 1")
     ),
+    "api_token_has_name": lambda: lambda: ApiTokenFactory(name=""),
+    "api_token_scopes_known": lambda: lambda: ApiTokenFactory(scopes=["read", "everything"]),
+    "api_token_expires_later": lambda: lambda: ApiTokenFactory(expires_at=timezone.now() - timedelta(days=1)),
     "breaker_open_has_probe": lambda: (
         lambda: CircuitBreaker.objects.create(work="reversal", channel="c", opened_at=timezone.now())
     ),
