@@ -146,7 +146,7 @@ def claim(user: Any, key: str, asked: str) -> IdempotentRequest:
 
 def _claim_again(user: Any, key: str, asked: str) -> IdempotentRequest:
     with transaction.atomic():
-        row = IdempotentRequest.objects.select_for_update().filter(user=user, key=key).first()
+        row = IdempotentRequest.objects.select_for_update(no_key=True).filter(user=user, key=key).first()
         if row is None:
             # Freed or swept at this very moment.
             raise StillRunning
@@ -164,5 +164,5 @@ def _claim_again(user: Any, key: str, asked: str) -> IdempotentRequest:
 def _sweep() -> None:
     """Not those that another process is sweeping."""
     old = IdempotentRequest.objects.filter(claimed_at__lt=Now() - settings.API_IDEMPOTENCY_KEY_MAX_AGE)
-    swept = old.select_for_update(skip_locked=True).order_by("claimed_at").values("pk")[:SWEPT_AT_ONCE]
+    swept = old.select_for_update(skip_locked=True, no_key=True).order_by("claimed_at").values("pk")[:SWEPT_AT_ONCE]
     IdempotentRequest.objects.filter(pk__in=swept).delete()
