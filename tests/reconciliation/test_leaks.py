@@ -158,6 +158,17 @@ def test_a_lost_dispute_that_was_recorded_is_no_leak(reconcile: Reconcile, sold:
     assert reconcile() == []
 
 
+def test_what_our_row_says_is_lost_counts_where_it_is_as_new_as_stripes(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
+    simulator.close_dispute(dispute["id"], "lost")
+    receive(simulator, "charge.dispute.closed", dispute["id"])
+    rewrite(order.disputes.get(), order_amount=1500, amount_lost=1500, platform_part=600)
+    assert only(reconcile(), LEAK).amount == 450
+
+
 def test_a_lost_dispute_in_another_currency_is_a_persons(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
     dispute = simulator.open_dispute(sold().stripe_charge_id, 1000)
     simulator.close_dispute(dispute["id"], "lost")

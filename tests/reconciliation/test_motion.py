@@ -81,6 +81,16 @@ def test_a_reversal_whose_answer_is_on_its_way_is_no_drift(
     assert reconcile() == []
 
 
+def test_one_whose_answer_was_lost_is_the_next_workers_and_no_drift(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    """Nobody holds the row any more; whoever takes it up looks at Stripe."""
+    _, transfer = owing(sold, simulator)
+    owed = transfer.reversals.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, metadata={"operation_id": str(owed.operation_id)})
+    assert reconcile() == []
+
+
 def test_a_reversal_that_is_settled_after_stripe_was_asked_is_no_drift(
     beside: Any, sold: Make, simulator: Any, gateway: Any
 ) -> None:
