@@ -70,6 +70,7 @@ def test_the_cards_say_what_waits_and_link_to_it(viewer: Client) -> None:
         "refunds Stripe has not answered": 1,
         "events that failed": 2,
         "debts of sellers": 1,
+        "disputes need an amount": 0,
     }
     assert found["need a person"].facts == "123.45 EUR · 0.01 USD"
     assert found["events that failed"].facts == "1 need a person · 1 are tried again"
