@@ -271,6 +271,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "validatorUrl": None, "defaultModelsExpandDepth": 0},
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": "/api",
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "marketplace.api.schema_examples.add_examples",
+    ],
     "ENUM_NAME_OVERRIDES": {
         "TransferStatus": "marketplace.states.TransferStatus",
         "ReversalStatus": "marketplace.states.ReversalStatus",

@@ -1,11 +1,13 @@
 """Filters of the lists. A parameter that is not known, or whose value cannot be, is refused by name."""
 
+from datetime import UTC
 from typing import Any
 
 import django_filters
 from django import forms
 from django.db.models import Exists, OuterRef, Q, QuerySet, TextChoices
 from django.db.models.functions import Now
+from django_filters.fields import IsoDateTimeField
 from django_filters.rest_framework import (
     DjangoFilterBackend,
     FilterSet,
@@ -75,6 +77,22 @@ class IdFilter(django_filters.NumberFilter):
         """The field has its own limits."""
 
 
+class _Truth(forms.Field):
+    """Django's own would take any text for true."""
+
+    def to_python(self, value: Any) -> bool | None:
+        if value in self.empty_values:
+            return None
+        if value not in {"true", "false"}:
+            raise forms.ValidationError("expected true or false")
+        return bool(value == "true")
+
+
+@extend_schema_field(OpenApiTypes.BOOL)
+class TruthFilter(django_filters.Filter):
+    field_class = _Truth
+
+
 def one_of(choices: Any, **kwargs: Any) -> django_filters.MultipleChoiceFilter:
     """Any of several: ``?status=failed&status=pending``."""
     message = f"%(value)s is not known: expected one of {', '.join(choices.values)}"
@@ -92,11 +110,24 @@ def currency() -> django_filters.CharFilter:
     return _Currency(regex=r"^[a-z]{3}$", error_messages={"invalid": message})
 
 
-def moment(lookup: str, field_name: str = "created_at") -> django_filters.IsoDateTimeFilter:
+class _Moment(IsoDateTimeField):
+    """In UTC, for PostgreSQL refuses times that are further than sixteen hours from it."""
+
+    def to_python(self, value: Any) -> Any:
+        told = super().to_python(value)
+        try:
+            return told and told.astimezone(UTC)
+        except OverflowError as error:
+            raise forms.ValidationError(self.error_messages["invalid"], code="invalid") from error
+
+
+class MomentFilter(django_filters.IsoDateTimeFilter):
+    field_class = _Moment
+
+
+def moment(lookup: str, field_name: str = "created_at") -> MomentFilter:
     message = "expected a time such as 2026-11-01T12:00:00Z"
-    return django_filters.IsoDateTimeFilter(
-        field_name=field_name, lookup_expr=lookup, error_messages={"invalid": message}
-    )
+    return MomentFilter(field_name=field_name, lookup_expr=lookup, error_messages={"invalid": message})
 
 
 class Searching(FilterSet):
@@ -160,8 +191,8 @@ class DisputeFilter(Searching, Created):
     status = django_filters.CharFilter(max_length=100)
     currency = currency()
     order = IdFilter(field_name="order_id")
-    needs_a_person = django_filters.BooleanFilter(method="for_a_person", label="Whether its amount is to be entered.")
-    counts = django_filters.BooleanFilter(method="lost", label="Whether anything of it counts as lost now.")
+    needs_a_person = TruthFilter(method="for_a_person", label="Whether its amount is to be entered.")
+    counts = TruthFilter(method="lost", label="Whether anything of it counts as lost now.")
     search_ids = ("stripe_dispute_id",)
 
     class Meta:
@@ -246,7 +277,7 @@ class SellerFilter(Searching, Created):
 class ProductFilter(Searching, Created):
     seller = IdFilter(field_name="seller_id")
     currency = currency()
-    active = django_filters.BooleanFilter()
+    active = TruthFilter()
     search_names = ("name",)
 
     class Meta:
@@ -256,7 +287,7 @@ class ProductFilter(Searching, Created):
 
 class ApiTokenFilter(Searching):
     user = IdFilter(field_name="user_id")
-    active = django_filters.BooleanFilter(method="good", label="Neither revoked nor expired.")
+    active = TruthFilter(method="good", label="Neither revoked nor expired.")
     search_ids = ("prefix",)
     search_names = ("name",)
 

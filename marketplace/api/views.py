@@ -645,6 +645,13 @@ class ApiTokenViewSet(RowsAndDetails[ApiToken]):
         " its user, and one that is made by a token no more than that one, nor live longer. Under an `Idempotency-Key`"
         " that was used, `token` is null.",
         request=serializers.NewApiTokenSerializer,
+        examples=[
+            OpenApiExample(
+                "For a shop",
+                value={"name": "shop", "scopes": ["read", "refund"], "expires_in_days": 30},
+                request_only=True,
+            )
+        ],
         responses={201: OpenApiResponse(serializers.MadeApiTokenSerializer, "The token, and what is known of it.")},
     )
     def create(self, request: Request) -> Response:

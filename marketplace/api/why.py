@@ -37,7 +37,7 @@ class KeySerializer(serializers.Serializer[Any]):
         return None if key.age is None else int(key.age.total_seconds())
 
 
-class OwedSerializer(serializers.Serializer[Any]):
+class OwedReversalSerializer(serializers.Serializer[Any]):
     reversal = serializers.IntegerField()
     status = serializers.CharField()
     is_in_turn = serializers.BooleanField(help_text="The oldest pending one: it is sent first.")
@@ -78,7 +78,7 @@ class WhySerializer(serializers.Serializer[Any]):
     attempts_made = serializers.IntegerField()
     attempts = AttemptSerializer(many=True, help_text="The newest first, at most twenty.")
     key = KeySerializer(allow_null=True, help_text="The idempotency key; null where nothing is to be sent.")
-    owed = OwedSerializer(many=True, help_text="All reversals on it, the oldest first.")
+    owed = OwedReversalSerializer(many=True, help_text="All reversals on it, the oldest first.")
     links = LinkSerializer(many=True, help_text="Into Stripe's dashboard; none with the simulator.")
     runbook = serializers.SerializerMethodField(help_text="The entry of the runbook; empty where nothing is to do.")
     actions = AllowedActionSerializer(many=True)

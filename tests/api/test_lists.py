@@ -163,10 +163,12 @@ def test_created_range(staff: APIClient) -> None:
     old, new = SellerFactory(), SellerFactory()
     old.created_at = timezone.now() - timedelta(days=2)
     old.save(update_fields=["created_at"])
-    noon = (timezone.now() - timedelta(days=1)).isoformat()
-
-    assert ids(staff, "/api/sellers/", created_before=noon) == [old.pk]
-    assert ids(staff, "/api/sellers/", created_after=noon) == [new.pk]
+    yesterday = timezone.now() - timedelta(days=1)
+    # The second is further from UTC than PostgreSQL takes.
+    for zone in (UTC, timezone.get_fixed_timezone(timedelta(hours=23, minutes=2))):
+        then = yesterday.astimezone(zone).isoformat()
+        assert ids(staff, "/api/sellers/", created_before=then) == [old.pk]
+        assert ids(staff, "/api/sellers/", created_after=then) == [new.pk]
 
 
 def test_orders_are_filtered_by_seller_and_buyer(staff: APIClient) -> None:
@@ -208,6 +210,10 @@ def test_products_and_events_are_filtered(staff: APIClient) -> None:
     WebhookEventFactory()
 
     assert ids(staff, "/api/products/", active="true") == [sold.pk]
+    assert ids(staff, "/api/products/", active="false") == [gone.pk]
+    assert ids(staff, "/api/products/", active="") == [gone.pk, sold.pk]
+    refused = problem(staff.get("/api/products/", {"active": "yes"}), 400, "invalid-request")
+    assert refused["errors"] == {"active": ["expected true or false"]}
     assert ids(staff, "/api/products/", seller=gone.seller_id) == [gone.pk]
     for params in ({"type": "account.updated"}, {"account": "acct_1"}, {"status": "failed"}):
         assert ids(staff, "/api/webhook-events/", **params) == [event.pk]
@@ -226,6 +232,7 @@ def test_products_and_events_are_filtered(staff: APIClient) -> None:
         ("order", "1e400", "expected a whole number"),
         ("currency", "EUR", "expected three lower-case letters"),
         ("created_after", "soon", "expected a time such as 2026-11-01T12:00:00Z"),
+        ("created_after", "0001-01-01T00:00:00+14:00", "expected a time such as 2026-11-01T12:00:00Z"),
         ("search", "x" * 256, "at most 255 characters"),
         ("search", "a\0b", "Null characters are not allowed"),
     ],
