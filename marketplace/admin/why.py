@@ -22,7 +22,7 @@ from marketplace.admin.base import label, link, money
 from marketplace.explain import runbook, transfers
 from marketplace.explain.shapes import Action, Explanation, Kind, Owed
 from marketplace.explain.words import moment, span
-from marketplace.models import Refund, SellerTransfer
+from marketplace.models import Dispute, Refund, SellerTransfer
 from marketplace.state_picture import picture
 from marketplace.states import TransferStatus
 
@@ -162,11 +162,15 @@ def _button(transfer: SellerTransfer, action: Action) -> dict[str, Any]:
 
 
 def _owed(owed: Owed) -> dict[str, Any]:
-    refund = Refund(pk=owed.refund) if owed.refund is not None else None
+    source: Refund | Dispute | None = None
+    if owed.refund is not None:
+        source = Refund(pk=owed.refund)
+    elif owed.dispute is not None:
+        source = Dispute(pk=owed.dispute)
     return {
         "row": owed,
         "money": money(owed.amount, owed.currency),
-        "behind": link(refund) if refund is not None else owed.cause.replace("_", " "),
+        "behind": link(source) if source is not None else owed.cause.replace("_", " "),
     }
 
 

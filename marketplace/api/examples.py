@@ -21,6 +21,7 @@ TRANSFER: dict[str, Any] = {
     "created_at": "2026-11-20T08:30:00Z",
     "updated_at": "2026-11-27T18:45:12Z",
     "failed_leg": "",
+    "correlation_id": "evt_1hkLekRAS2869ffa2df88",
     "retry_count": 0,
     "next_retry_at": "2026-11-28T00:45:12Z",
     "last_error_code": "insufficient_funds",
@@ -73,6 +74,8 @@ TRANSFER: dict[str, Any] = {
                 "cause": "refund",
                 "refund": 4,
                 "stripe_refund_id": "re_1hkLekRASebfb0c2fe0f2",
+                "dispute": None,
+                "stripe_dispute_id": "",
                 "stripe_reversal_id": "",
             }
         ],

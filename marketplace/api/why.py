@@ -46,6 +46,8 @@ class OwedReversalSerializer(serializers.Serializer[Any]):
     cause = serializers.CharField()
     refund = serializers.IntegerField(allow_null=True)
     stripe_refund_id = serializers.CharField()
+    dispute = serializers.IntegerField(allow_null=True)
+    stripe_dispute_id = serializers.CharField()
     stripe_reversal_id = serializers.CharField()
 
 

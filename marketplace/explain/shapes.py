@@ -74,9 +74,11 @@ class Owed:
     amount: int
     currency: str
     cause: str
-    # Of the cause "refund".
+    # Of the cause "refund", or "dispute".
     refund: int | None
     stripe_refund_id: str
+    dispute: int | None
+    stripe_dispute_id: str
     stripe_reversal_id: str
 
 

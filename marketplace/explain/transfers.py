@@ -48,7 +48,7 @@ def explain(transfer: SellerTransfer, *, user: User | AnonymousUser | None = Non
     ``user``: what they may do is among the actions, with the reason where not; None asks for nobody's permission.
     """
     now = selectors.now()
-    owed = list(transfer.reversals.select_related("refund").order_by("id"))
+    owed = list(transfer.reversals.select_related("refund", "dispute").order_by("id"))
     in_turn = next((each for each in owed if each.status == ReversalStatus.PENDING), None)
     leg = _leg(transfer)
     queue = SENDING if leg == SellerTransfer.Leg.SENDING else REVERSING
@@ -415,7 +415,7 @@ def _key(transfer: SellerTransfer, owed: TransferReversal | None, leg: str, *, n
 
 
 def _owed(reversal: TransferReversal, *, is_in_turn: bool) -> Owed:
-    refund = reversal.refund
+    refund, dispute = reversal.refund, reversal.dispute
     return Owed(
         reversal=reversal.pk,
         status=reversal.status,
@@ -425,6 +425,8 @@ def _owed(reversal: TransferReversal, *, is_in_turn: bool) -> Owed:
         cause=reversal.cause,
         refund=refund.pk if refund is not None else None,
         stripe_refund_id=refund.stripe_refund_id if refund is not None else "",
+        dispute=dispute.pk if dispute is not None else None,
+        stripe_dispute_id=dispute.stripe_dispute_id if dispute is not None else "",
         stripe_reversal_id=reversal.stripe_reversal_id,
     )
 

@@ -12,12 +12,12 @@ from django.utils import timezone
 
 from marketplace.admin import why
 from marketplace.explain import runbook, transfers
-from marketplace.models import SellerTransfer
+from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.states import TransferStatus
 from marketplace.workers.heartbeat import Heartbeat
 from tests.admin.test_operator import REASON, address
 from tests.api.conftest import VIEWS
-from tests.factories import SellerTransferFactory, UserFactory
+from tests.factories import DisputeFactory, SellerTransferFactory, TransferReversalFactory, UserFactory
 
 LATER = timedelta(hours=1)
 
@@ -67,6 +67,18 @@ def test_the_card_says_why_in_every_status(status: TransferStatus, viewer: Clien
     assert f"; it is {status}</title>" in shown
     assert shown.count('class="now"') == 1
     assert transfer.seller.name.split()[0] in shown
+
+
+def test_a_reversal_leads_to_the_refund_or_dispute_behind_it(viewer: Client) -> None:
+    transfer = waiting()
+    owed = transfer.reversals.get()
+    TransferReversal.objects.filter(pk=owed.pk).update(amount=1)
+    dispute = DisputeFactory(order=transfer.order)
+    TransferReversalFactory(transfer=transfer, amount=1, cause="dispute", refund=None, dispute=dispute)
+    shown = card(viewer, transfer)
+    assert f'href="/admin/marketplace/refund/{owed.refund_id}/change/"' in shown
+    assert f'href="/admin/marketplace/dispute/{dispute.pk}/change/"' in shown
+    assert dispute.stripe_dispute_id in shown
 
 
 def test_nothing_in_it_needs_an_inline_script(operator: Client) -> None:

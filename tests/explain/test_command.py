@@ -10,7 +10,7 @@ from rest_framework.test import APIClient
 
 from marketplace.models import SellerTransfer
 from tests.api.conftest import VIEWS, client_of
-from tests.factories import SellerTransferFactory, UserFactory
+from tests.factories import DisputeFactory, SellerTransferFactory, TransferReversalFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -53,6 +53,14 @@ def test_it_tells_why_and_what_to_do() -> None:
         "retries spent 5 of 5",
     ):
         assert expected in text
+
+
+def test_it_tells_of_the_dispute_behind_it() -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, reversal=False)
+    dispute = DisputeFactory(order=transfer.order)
+    TransferReversalFactory(transfer=transfer, cause="dispute", refund=None, dispute=dispute)
+
+    assert f"for dispute {dispute.pk} {dispute.stripe_dispute_id}" in words(transfer.pk)
 
 
 def test_a_waiting_one_tells_when_and_its_attempts() -> None:

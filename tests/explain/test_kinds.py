@@ -24,7 +24,7 @@ from marketplace.services import outcomes, reversals
 from marketplace.states import TransferStatus
 from marketplace.workers.heartbeat import Heartbeat
 from tests.docs.test_runbook import PAGE
-from tests.factories import SellerTransferFactory, TransferReversalFactory
+from tests.factories import DisputeFactory, SellerTransferFactory, TransferReversalFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -481,8 +481,20 @@ def test_an_older_debt_of_the_same_transfer_goes_first() -> None:
         (2000, "refund", True),
         (1000, "operator", False),
     ]
-    assert found.owed[0].refund == first.refund_id
+    assert (found.owed[0].refund, found.owed[0].dispute) == (first.refund_id, None)
     assert f"the oldest, reversal {first.pk}, goes first, 1 newer one waits behind it" in told(found)
+
+
+@pytest.mark.usefixtures("workers")
+def test_what_a_dispute_takes_back_names_it() -> None:
+    transfer = reversing()
+    TransferReversal.objects.filter(transfer=transfer).update(amount=2000)
+    dispute = DisputeFactory(order=transfer.order)
+    TransferReversalFactory(transfer=transfer, amount=1000, cause="dispute", refund=None, dispute=dispute)
+
+    owed = transfers.explain(transfer).owed[-1]
+
+    assert (owed.refund, owed.dispute, owed.stripe_dispute_id) == (None, dispute.pk, dispute.stripe_dispute_id)
 
 
 @pytest.mark.usefixtures("workers")

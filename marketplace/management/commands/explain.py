@@ -114,7 +114,11 @@ def _key(key: Key) -> str:
 
 
 def _owed(owed: Any) -> str:
-    behind = f"refund {owed.refund} {owed.stripe_refund_id}" if owed.refund else owed.cause.replace("_", " ")
+    behind = owed.cause.replace("_", " ")
+    if owed.refund:
+        behind = f"refund {owed.refund} {owed.stripe_refund_id}"
+    elif owed.dispute:
+        behind = f"dispute {owed.dispute} {owed.stripe_dispute_id}"
     proof = f", {owed.stripe_reversal_id}" if owed.stripe_reversal_id else ""
     turn = ", in turn" if owed.is_in_turn else ""
     money = Money(owed.amount, owed.currency)
