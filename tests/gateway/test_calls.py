@@ -468,6 +468,15 @@ def test_the_environments_proxy_is_used(
         assert (pool.proxy.host, pool.proxy_headers.get("proxy-authorization")) == ("proxy.example", login)
 
 
+def test_a_request_goes_by_the_proxy_where_there_is_one(simulator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", simulator.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    client = http_client.GatedClient(api_base="http://stripe.invalid", timeout=(2.0, 5.0), gate=None)
+    _, status, _ = client.request("get", "http://stripe.invalid/v1/balance", {"Authorization": "Bearer sk_test_x"})
+    assert status == 200
+
+
 def test_what_postgresql_cannot_hold_is_replaced() -> None:
     assert stripe_api.storable("a\x00b\ud800c") == "a\ufffdb?c"
 

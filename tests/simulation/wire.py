@@ -12,6 +12,7 @@ import urllib3
 from django.conf import settings
 from django.db import connection
 
+from marketplace.gateway import http_client
 from tests.simulation.scheduler import Crash, Scheduler, current, is_in_transaction
 
 Send = Callable[[], Any]
@@ -259,13 +260,13 @@ def subject_of(url: str, body: Any) -> str:
 @contextmanager
 def through(wire: Wire) -> Iterator[None]:
     """All requests of the gateway go this way."""
-    ask, send = urllib3.PoolManager.request, urllib3.connection.HTTPConnection.request
+    ask, send = http_client.GatedClient._send, urllib3.connection.HTTPConnection.request
     plain = urllib3.PoolManager(retries=False)
 
-    def request(pool: Any, method: str, url: str, **options: Any) -> Any:
+    def request(client: Any, method: str, url: str, **options: Any) -> Any:
         return wire.request(
-            lambda: ask(pool, method, url, **options),
-            lambda: ask(plain, method, url, **options),
+            lambda: ask(client, method, url, **options),
+            lambda: plain.request(method, url, **options),
             method,
             url,
             options.get("body"),
@@ -278,7 +279,7 @@ def through(wire: Wire) -> Iterator[None]:
         send(connection, *args, **options)
 
     with (
-        patch.object(urllib3.PoolManager, "request", request),
+        patch.object(http_client.GatedClient, "_send", request),
         patch.object(urllib3.connection.HTTPConnection, "request", depart),
     ):
         try:
