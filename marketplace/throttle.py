@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from django.db import connection
 
 from marketplace.errors import DATABASE_TROUBLE, NotNow
 from marketplace.gateway import stripe_api
+from marketplace.gateway.contract import Gate
 from marketplace.metrics import ALLOWANCE_SECONDS, BREAKER_OPENED, SLOWED
 from marketplace.models.coordination import SUCCEEDED
 
@@ -124,52 +125,88 @@ class RequestAllowance:
 
     def _next_departure(self, endpoint: str) -> float:
         with self._locks[endpoint]:
-            departures = self._departures[endpoint]
-            while departures and departures[0] < time.monotonic() - LATEST_DEPARTURE:
-                departures.popleft()
+            departures = self._usable(endpoint)
             if not departures:
                 # As many as wait here now will be needed soon; never for more than half a second, as it last went.
                 half_a_second = round(0.5 / self._last_spacing.get(endpoint, self._spacing))
                 departures.extend(self._reserve(endpoint, max(min(self._waiting[endpoint], half_a_second), 1)))
             return departures.popleft()
 
+    def in_advance(self, endpoint: str) -> "Reservation | None":
+        """A turn for the request that comes of what the caller is about to ask the database for; None where there is
+        one at hand, or others wait for theirs. Not used in time it is lost.
+        """
+        with self._locks[endpoint]:
+            is_needed = not (self._usable(endpoint) or self._waiting[endpoint])
+        return self._reservation(endpoint, 1) if is_needed else None
+
+    def _usable(self, endpoint: str) -> deque[float]:
+        departures = self._departures[endpoint]
+        while departures and departures[0] < time.monotonic() - LATEST_DEPARTURE:
+            departures.popleft()
+        return departures
+
+    def _reservation(self, endpoint: str, count: int) -> "Reservation":
+        return Reservation(
+            allowance=self,
+            endpoint=endpoint,
+            count=count,
+            asked_at=time.monotonic(),
+            params={
+                "endpoint": endpoint,
+                "turns": count,
+                # Replies are slow now: a turn that is over when we hear of it would be of no use.
+                "lead": timedelta(seconds=self._clock.late if self._clock.late > LATEST_DEPARTURE else 0),
+                "spacing": timedelta(seconds=self._spacing),
+                "longest_wait": LONGEST_WAIT,
+                "farthest": FARTHEST,
+            },
+        )
+
     def _reserve(self, endpoint: str, count: int) -> list[float]:
-        spacing = timedelta(seconds=self._spacing)
-        # Replies are slow now: a turn that is over when we hear of it would be of no use.
-        lead = timedelta(seconds=self._clock.late if self._clock.late > LATEST_DEPARTURE else 0)
-        params: list[Any] = [endpoint, lead, count, spacing, spacing, FARTHEST, lead, lead, count, spacing]
-        params += [LONGEST_WAIT, FARTHEST]
-        sent_at = time.monotonic()
+        reservation = self._reservation(endpoint, count)
         try:
             with connection.cursor() as cursor:
-                cursor.execute(
-                    f"""
-                    INSERT INTO marketplace_requestallowance AS a (endpoint, next_free_at, spacing, slowness)
-                    VALUES (%s, clock_timestamp() + %s + %s * %s, %s, 1)
-                    ON CONFLICT (endpoint) DO UPDATE
-                    SET (next_free_at, spacing) = (
-                        SELECT CASE WHEN a.next_free_at > clock_timestamp() + %s THEN clock_timestamp() + %s
-                            ELSE GREATEST(a.next_free_at, clock_timestamp() + %s) END + %s * s.spacing, s.spacing
-                        FROM (SELECT %s * {SLOWNESS} AS spacing) AS s
-                    )
-                    WHERE a.next_free_at < clock_timestamp() + %s OR a.next_free_at > clock_timestamp() + %s
-                    RETURNING EXTRACT(EPOCH FROM next_free_at), EXTRACT(EPOCH FROM spacing),
-                        EXTRACT(EPOCH FROM clock_timestamp()),
-                        -- Not for this commit: turns that a crash forgets are over when the database is back.
-                        set_config('synchronous_commit', 'off', true)
-                    """,  # noqa: S608 - a constant of this module
-                    params,
-                )
+                cursor.execute(RESERVE, reservation.params)
                 row = cursor.fetchone()
         except DATABASE_TROUBLE as error:
             connection.close()
             raise NotNow("the database that hands out the turns is away", seconds=1) from error
         if row is None:
             raise NotNow("too many requests wait for their turn", seconds=LONGEST_WAIT.total_seconds())
-        after_last, spacing_used, read_at = map(float, row[:3])
-        self._last_spacing[endpoint] = spacing_used
-        self._clock.read(read_at, asked_at=sent_at, heard_at=time.monotonic())
-        return [self._clock.ours(after_last - (count - number) * spacing_used) for number in range(count)]
+        return self._departures_of(reservation, row)
+
+    def _departures_of(self, reservation: "Reservation", row: Sequence[Any]) -> list[float]:
+        after_last, spacing, read_at = map(float, row[:3])
+        self._last_spacing[reservation.endpoint] = spacing
+        self._clock.read(read_at, asked_at=reservation.asked_at, heard_at=time.monotonic())
+        count = reservation.count
+        return [self._clock.ours(after_last - (count - number) * spacing) for number in range(count)]
+
+    def _keep(self, reservation: "Reservation", row: Sequence[Any]) -> None:
+        with self._locks[reservation.endpoint]:
+            self._departures[reservation.endpoint].extend(self._departures_of(reservation, row))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What one statement of RESERVE's kind takes; whoever executes it with ``params`` has its row kept here."""
+
+    allowance: RequestAllowance
+    endpoint: str
+    count: int
+    # Monotonic.
+    asked_at: float
+    params: Mapping[str, Any]
+
+    def keep(self, row: Sequence[Any]) -> None:
+        """The turn is for the next request of this process to the endpoint."""
+        self.allowance._keep(self, row)  # noqa: SLF001 - a part of it
+
+
+def in_advance(gate: Gate | None, endpoint: str) -> Reservation | None:
+    """See ``RequestAllowance.in_advance``; of another gate, or none, nothing can be reserved."""
+    return gate.in_advance(endpoint) if isinstance(gate, RequestAllowance) else None
 
 
 class _DatabaseClock:
@@ -206,6 +243,35 @@ SLOWNESS = (
     "CASE WHEN a.slowed_at <= clock_timestamp() THEN EXTRACT(EPOCH FROM clock_timestamp() - a.slowed_at) END"
     f", 10000), 0) / {HALF_FORGOTTEN_SECONDS}, 100))::float8)"
 )
+# Takes turns, if ``when`` holds; by ``Reservation.params``.
+_TURNS = """
+    INSERT INTO marketplace_requestallowance AS a (endpoint, next_free_at, spacing, slowness)
+    SELECT %(endpoint)s, clock_timestamp() + %(lead)s + %(turns)s * %(spacing)s, %(spacing)s, 1 WHERE {when}
+    ON CONFLICT (endpoint) DO UPDATE
+    SET (next_free_at, spacing) = (
+        SELECT CASE WHEN a.next_free_at > clock_timestamp() + %(farthest)s THEN clock_timestamp() + %(lead)s
+            ELSE GREATEST(a.next_free_at, clock_timestamp() + %(lead)s) END + %(turns)s * s.spacing, s.spacing
+        FROM (SELECT %(spacing)s * {slowness} AS spacing) AS s
+    )
+    WHERE a.next_free_at < clock_timestamp() + %(longest_wait)s
+       OR a.next_free_at > clock_timestamp() + %(farthest)s
+    RETURNING EXTRACT(EPOCH FROM next_free_at) AS after_last, EXTRACT(EPOCH FROM spacing) AS spaced,
+        EXTRACT(EPOCH FROM clock_timestamp()) AS read_at
+"""
+RESERVE = (
+    _TURNS.format(when="true", slowness=SLOWNESS)
+    # Not for this commit: turns that a crash forgets are over when the database is back.
+    + ", set_config('synchronous_commit', 'off', true)"
+)
+
+
+def reserving(*, when: str) -> str:
+    """SQL for a ``WITH`` of another statement: takes the turns of a ``Reservation`` if ``when`` holds there; its row is
+    ``(after_last, spaced, read_at)``.
+    """
+    return _TURNS.format(when=when, slowness=SLOWNESS)
+
+
 PAUSE = timedelta(seconds=PAUSE_SECONDS)
 AGAIN = timedelta(seconds=AGAIN_SECONDS)
 REASONS = frozenset({"global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific"})

@@ -17,9 +17,17 @@ from structlog.testing import capture_logs
 from marketplace import deadline, throttle
 from marketplace.errors import NotNow
 from marketplace.gateway import http_client, stripe_api
-from marketplace.gateway.contract import BalanceRetrieved, Postponed, RateLimited, ReversalsListed
+from marketplace.gateway.contract import (
+    REVERSE_ENDPOINT,
+    BalanceRetrieved,
+    Postponed,
+    RateLimited,
+    ReversalsListed,
+)
 from marketplace.models import CircuitBreaker, RequestAllowance
+from marketplace.services import leases, reversals
 from tests.conftest import plain_parameters
+from tests.factories import SellerTransferFactory
 
 REVERSE = "POST /v1/transfers/{id}/reversals"
 LIST = "GET /v1/transfers/{id}/reversals"
@@ -308,6 +316,100 @@ def test_without_the_database_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -
     assert closed == [True, True]
 
 
+# --- A turn with the claim --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def allowance() -> throttle.RequestAllowance:
+    return throttle.RequestAllowance(20)
+
+
+def claim(allowance: throttle.RequestAllowance) -> list[reversals.Claimed]:
+    turn = throttle.in_advance(allowance, REVERSE)
+    assert turn is not None
+    return reversals.claim(batch_size=9, lease=timedelta(minutes=5), turn=turn)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("due", [1, 3])
+def test_a_claim_brings_one_turn_and_the_request_asks_for_none(
+    allowance: throttle.RequestAllowance, django_assert_num_queries: Any, monkeypatch: pytest.MonkeyPatch, due: int
+) -> None:
+    # However long this machine takes until it is used.
+    monkeypatch.setattr(throttle, "LATEST_DEPARTURE", PATIENCE)
+    for _ in range(due):
+        SellerTransferFactory(reversal_pending=True)
+    claimed = claim(allowance)
+    assert [each.reversal.transfer_id for each in claimed] == [each.transfer.pk for each in claimed]
+    assert (len(claimed), len(allowance._departures[REVERSE])) == (due, 1)
+    with django_assert_num_queries(0):
+        assert 0 < allowance.enter(REVERSE) - time.monotonic() <= PATIENCE
+    with django_assert_num_queries(1):
+        allowance.enter(REVERSE)
+
+
+@pytest.mark.django_db
+def test_a_claim_that_finds_nothing_takes_no_turn(allowance: throttle.RequestAllowance) -> None:
+    allowance._reserve(REVERSE, 1)
+    before = RequestAllowance.objects.get().next_free_at
+    SellerTransferFactory(reversal_pending=True, next_retry_at=Now() + timedelta(hours=1))
+    assert claim(allowance) == []
+    assert RequestAllowance.objects.get().next_free_at == before
+    assert not allowance._departures[REVERSE]
+
+
+@pytest.mark.django_db
+def test_a_turn_that_comes_with_a_claim_stands_behind_those_of_others(allowance: throttle.RequestAllowance) -> None:
+    throttle.RequestAllowance(20)._reserve(REVERSE, 90)
+    before = RequestAllowance.objects.get().next_free_at
+    SellerTransferFactory(reversal_pending=True)
+    claim(allowance)
+    after = RequestAllowance.objects.get().next_free_at
+    assert (after - before).total_seconds() == pytest.approx(allowance._spacing, abs=1e-5)
+    (departure,) = allowance._departures[REVERSE]
+    assert 1 < departure - time.monotonic() < 90 * allowance._spacing
+
+
+@pytest.mark.django_db
+def test_a_turn_too_far_away_is_not_taken_and_the_rows_are_claimed(allowance: throttle.RequestAllowance) -> None:
+    slow = throttle.RequestAllowance(1)
+    slow._reserve(REVERSE, 9)
+    before = RequestAllowance.objects.get().next_free_at
+    SellerTransferFactory(reversal_pending=True)
+    assert len(claim(allowance)) == 1
+    assert RequestAllowance.objects.get().next_free_at == before
+    with pytest.raises(NotNow, match="too many"):
+        allowance.enter(REVERSE)
+
+
+@pytest.mark.django_db
+def test_no_turn_is_taken_in_advance_where_there_is_one_or_others_wait(allowance: throttle.RequestAllowance) -> None:
+    allowance._departures[REVERSE].append(time.monotonic() - 1)
+    assert throttle.in_advance(allowance, REVERSE) is not None
+    allowance._departures[REVERSE].append(time.monotonic() + 1)
+    assert throttle.in_advance(allowance, REVERSE) is None
+    assert throttle.in_advance(allowance, LIST) is not None
+    with allowance._counted(LIST):
+        assert throttle.in_advance(allowance, LIST) is None
+
+
+def test_no_turn_can_be_had_of_another_gate() -> None:
+    assert throttle.in_advance(None, REVERSE) is None
+    assert throttle.in_advance(Counting(), REVERSE) is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_with_a_turn_waits_for_the_disk(
+    allowance: throttle.RequestAllowance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "require_no_transaction", lambda: None)
+    SellerTransferFactory(reversal_pending=True)
+    with transaction.atomic(), connection.cursor() as cursor:
+        assert len(claim(allowance)) == 1
+        cursor.execute("SHOW synchronous_commit")
+        assert cursor.fetchone() != ("off",)
+
+
 class Counting:
     """A gate that only counts, or refuses."""
 
@@ -334,6 +436,13 @@ def test_every_page_of_a_list_asks_for_its_own_turn(simulator: Any) -> None:
     assert isinstance(listed, ReversalsListed)
     assert len(listed.reversals) == 101
     assert gate.entered == [LIST, LIST]
+
+
+def test_the_endpoint_of_a_reversal_is_the_one_whose_turn_is_taken_in_advance(simulator: Any) -> None:
+    gate = Counting()
+    sent: dict[str, Any] = {"amount": 1, "reason": "test", "operation_id": uuid4(), "idempotency_key": "key-1"}
+    stripe_api.connect(gate=gate).reverse_transfer("tr_1", **sent)
+    assert gate.entered == [REVERSE_ENDPOINT]
 
 
 def test_what_the_gate_refuses_is_never_sent(simulator: Any) -> None:

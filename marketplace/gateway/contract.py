@@ -413,8 +413,15 @@ class Gate(Protocol):
         ...
 
 
+# What ``reverse_transfer`` asks of the gate.
+REVERSE_ENDPOINT = "POST /v1/transfers/{id}/reversals"
+
+
 class TransferGateway(Protocol):
     """Stripe, as this program uses it. Amounts are whole minor units; one call is one HTTP request unless said."""
+
+    @property
+    def gate(self) -> Gate | None: ...
 
     def create_transfer(
         self,

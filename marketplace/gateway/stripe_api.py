@@ -96,6 +96,7 @@ class StripeGateway:
     ) -> None:
         # Nothing of our calls is anybody else's business; it would also write a file into the home folder.
         stripe.enable_telemetry = False
+        self.gate = gate
         self._client = stripe.StripeClient(
             api_key or "sk_test_not_configured",
             stripe_version=API_VERSION,

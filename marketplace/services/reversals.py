@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
+import psycopg
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Model
 from django.db.models.functions import Coalesce, Now
 
+from marketplace import throttle
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import NotAllowedNow, Unwanted
 from marketplace.gateway.contract import (
@@ -244,31 +246,43 @@ def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
 # --- Claiming ---------------------------------------------------------------------------------------------------------
 
 
-def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> list[Claimed]:
+def claim(
+    *, batch_size: int, lease: timedelta, past_breaker: bool = False, turn: throttle.Reservation | None = None
+) -> list[Claimed]:
     """Lease due transfers to this worker, each with the oldest reversal owed on it; committed on return.
 
     One statement: the reversal's key and the time of its first use are in the database before anything can be sent.
+    With ``turn`` it also takes the first request's turn, where a row is due: for a worker that has nothing else to do,
+    so that the request need not ask once more.
     """
     leases.require_no_transaction()
-    transfer_columns, reversal_columns = _columns(SellerTransfer), _columns(TransferReversal)
     params: dict[str, Any] = {
         "batch_size": batch_size,
         "lease": lease,
         "work": WORK,
         "past_breaker": past_breaker,
     }
-    with connection.cursor() as cursor:
-        cursor.adapters.register_loader("timestamptz", together.TIMESTAMPTZ_LOADER)
-        cursor.execute(_CLAIM, params)
-        rows = cursor.fetchall()
-    claimed = []
+    with connection.cursor() as cursor, connection.wrap_database_errors:
+        if turn is None:
+            results: Any = cursor
+            results.adapters.register_loader("timestamptz", together.TIMESTAMPTZ_LOADER)
+            results.execute(_CLAIM, params)
+        else:
+            # Bound by the server, which can keep the plan then: see ``leases.keep_plans``.
+            results = psycopg.Cursor(cursor.connection)
+            results.adapters.register_loader("timestamptz", together.TIMESTAMPTZ_LOADER)
+            results.execute(_CLAIM_WITH_TURN, {**params, **turn.params}, prepare=True)
+        rows = results.fetchall()
+    if turn is not None and rows and rows[0][-1] is not None:
+        turn.keep(rows[0][-3:])
+    claimed, owed_at = [], len(_TRANSFER_COLUMNS)
     for claimed_at, *values in rows:
-        transfer = SellerTransfer.from_db("default", transfer_columns, values[: len(transfer_columns)])
-        owed = values[len(transfer_columns) :]
+        transfer = SellerTransfer.from_db("default", _TRANSFER_COLUMNS, values[:owed_at])
+        owed = values[owed_at : owed_at + len(_REVERSAL_COLUMNS)]
         reversal = (
             _owed_without_mark(transfer)
             if owed[0] is None
-            else TransferReversal.from_db("default", reversal_columns, owed)
+            else TransferReversal.from_db("default", _REVERSAL_COLUMNS, owed)
         )
         claimed.append(Claimed(transfer=transfer, reversal=reversal, claimed_at=claimed_at, is_probe=past_breaker))
     return claimed
@@ -282,7 +296,8 @@ def _listed(model: type[Model], alias: str) -> str:
     return ", ".join(f"{alias}.{field.column}" for field in model._meta.concrete_fields)
 
 
-_CLAIM = f"""
+_TRANSFER_COLUMNS, _REVERSAL_COLUMNS = _columns(SellerTransfer), _columns(TransferReversal)
+_MARKED = f"""
     {leases.claiming(SellerTransfer, due=DUE.condition)}
     , marked AS (
         UPDATE marketplace_transferreversal AS owed
@@ -298,10 +313,20 @@ _CLAIM = f"""
         WHERE owed.id = oldest.id AND owed.status = 'pending'
         RETURNING owed.*
     )
-    SELECT statement_timestamp(), {_listed(SellerTransfer, "claimed")}, {_listed(TransferReversal, "marked")}
-    FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id
-    ORDER BY claimed.next_retry_at, claimed.id
 """  # noqa: S608 - columns of our own tables
+_FOUND = f"statement_timestamp(), {_listed(SellerTransfer, 'claimed')}, {_listed(TransferReversal, 'marked')}"
+_CLAIM = f"""
+    {_MARKED}
+    SELECT {_FOUND} FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id
+    ORDER BY claimed.next_retry_at, claimed.id
+"""  # noqa: S608 - the same
+_CLAIM_WITH_TURN = f"""
+    {_MARKED}
+    , turn AS ({throttle.reserving(when="EXISTS (SELECT FROM due)")})
+    SELECT {_FOUND}, turn.after_last, turn.spaced, turn.read_at
+    FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id LEFT JOIN turn ON true
+    ORDER BY claimed.next_retry_at, claimed.id
+"""  # noqa: S608 - the same
 
 
 def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:

@@ -10,9 +10,10 @@ from typing import Any
 import structlog
 from django.conf import settings
 
-from marketplace import inbox
+from marketplace import inbox, throttle
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import (
+    REVERSE_ENDPOINT,
     CreateRefundAnswer,
     Denied,
     NotFound,
@@ -55,7 +56,8 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
     settled = "reversal_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
-        return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
+        turn = throttle.in_advance(self._gateway.gate, REVERSE_ENDPOINT) if self._slots.are_all_free else None
+        return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker, turn=turn)
 
     def _attempt(self, claimed: Claimed) -> bool:
         if claimed.transfer.stripe_transfer_id:

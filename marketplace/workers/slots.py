@@ -13,9 +13,14 @@ class CallSlots:
     """More threads than slots: some write answers down while others call. Shared by the queues of a worker."""
 
     def __init__(self, number: int) -> None:
+        self._number = number
         self._free = number
         self._is_stopped = False
         self._changed = threading.Condition()
+
+    @property
+    def are_all_free(self) -> bool:
+        return self._free == self._number
 
     @contextmanager
     def taken(self) -> Iterator[None]:

@@ -6,21 +6,27 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from structlog.testing import capture_logs
 
+from marketplace import throttle
 from marketplace.errors import StaleTransition, StripeDenied
+from marketplace.gateway import stripe_api
 from marketplace.gateway.contract import Refused, Reversed, ServerError
-from marketplace.models import SellerTransfer, TransferReversal
+from marketplace.models import RequestAllowance, SellerTransfer, TransferReversal
 from marketplace.services import leases, reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal
+from marketplace.workers.slots import CallSlots
 from tests.factories import SellerTransferFactory, TransferReversalFactory
 from tests.workers.conftest import REVERSE, drain
 
 Make = Callable[..., SellerTransfer]
 Run = Callable[[], int]
+LEASE = timedelta(minutes=5)
 
 
 def only_reversal(transfer: SellerTransfer) -> TransferReversal:
@@ -42,6 +48,35 @@ def seconds_until(transfer: SellerTransfer) -> float:
 
 def assert_released(transfer: SellerTransfer) -> None:
     assert (transfer.lease_token, transfer.lease_expires_at) == (None, None)
+
+
+# --- The turn of a request --------------------------------------------------------------------------------------------
+
+
+def test_a_worker_with_nothing_else_to_do_has_its_turn_with_the_claim(
+    at_stripe: Make, simulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long this machine takes until it is used.
+    monkeypatch.setattr(throttle, "LATEST_DEPARTURE", 20.0)
+    at_stripe()
+    queue = reversal.ReversalQueue(stripe_api.connect(gate=throttle.RequestAllowance(20)), CallSlots(2))
+    (claimed,) = queue.claim(batch_size=1, lease=LEASE)
+    assert RequestAllowance.objects.get().endpoint == REVERSE
+    with CaptureQueriesContext(connection) as asked:
+        queue.perform(claimed)
+    assert len(simulator.reversals_of(claimed.transfer.stripe_transfer_id)) == 1
+    assert not [query["sql"] for query in asked if "requestallowance" in query["sql"]]
+
+
+def test_while_a_call_is_under_way_a_claim_takes_no_turn(at_stripe: Make) -> None:
+    at_stripe()
+    slots = CallSlots(2)
+    queue = reversal.ReversalQueue(stripe_api.connect(gate=throttle.RequestAllowance(20)), slots)
+    with slots.taken():
+        assert not slots.are_all_free
+        assert len(queue.claim(batch_size=1, lease=LEASE)) == 1
+    assert slots.are_all_free
+    assert RequestAllowance.objects.count() == 0
 
 
 # --- Done -------------------------------------------------------------------------------------------------------------
