@@ -45,6 +45,11 @@ class Listener(threading.Thread):
         self._stopping = threading.Event()
         self.longest_silence = DEAF_CHECK_SECONDS
 
+    @property
+    def has_session(self) -> bool:
+        """Whether DATABASE_URL leads to sessions of PostgreSQL: what was heard came by that way."""
+        return not settings.DATABASE_LISTEN_URL and self.longest_silence == math.inf
+
     def run(self) -> None:
         while not self._stopping.is_set() and settings.DATABASE_LISTEN_URL != "none":
             try:

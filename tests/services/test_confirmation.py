@@ -10,10 +10,11 @@ from uuid import uuid4
 import pgtrigger
 import psycopg
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 
+from marketplace import throttle
 from marketplace.errors import StaleTransition
-from marketplace.gateway.contract import ReversalFacts, Reversed
+from marketplace.gateway.contract import REVERSE_ENDPOINT, ReversalFacts, Reversed
 from marketplace.models import CircuitBreaker, SellerTransfer, TransferReversal, confirmation
 from marketplace.services import leases, reversals
 from marketplace.services.reversals import Claimed
@@ -270,6 +271,24 @@ def test_neither_is_part_of_somebodys_transaction(act: str) -> None:
     with transaction.atomic(), pytest.raises(RuntimeError, match="transaction"):
         acts[act]()
     assert SellerTransfer.objects.get().status == TransferStatus.REVERSAL_PENDING
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_claim_with_a_turn_is_planned_once_where_plans_are_kept(*, keeps: bool) -> None:
+    connection.close_pool()
+    leases.keep_plans(in_sessions=keeps)
+    allowance = throttle.RequestAllowance(20)
+    for number in range(8):
+        SellerTransferFactory(reversal_pending=True)
+        allowance._departures.clear()
+        turn = throttle.in_advance(allowance, REVERSE_ENDPOINT)
+        assert len(reversals.claim(batch_size=9, lease=LEASE, turn=turn)) == 1, number
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%SKIP LOCKED%'")
+        assert [plans > 0 for (plans,) in cursor.fetchall()] == [True] * keeps
+    leases.keep_plans(in_sessions=False)
+    connection.close_pool()
 
 
 @pytest.mark.django_db

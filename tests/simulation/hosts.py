@@ -13,7 +13,7 @@ from django.db import connection
 
 from marketplace import throttle
 from marketplace.errors import DATABASE_TROUBLE
-from marketplace.workers import reversal, slots, transfer_retry
+from marketplace.workers import loop, reversal, slots, transfer_retry
 from tests.simulation.scheduler import Host, Scheduler, Task, current
 
 KINDS: dict[str, Any] = {"reversal": reversal.worker, "transfer": transfer_retry.worker}
@@ -82,7 +82,11 @@ class Turns:
 @contextmanager
 def waiting_by(scheduler: Scheduler) -> Iterator[None]:
     """Threads of one worker wait for each other in the scheduler's hands."""
-    with patch.object(slots, "threading", SimpleNamespace(Condition=lambda: Turns(scheduler))):
+    with (
+        patch.object(slots, "threading", SimpleNamespace(Condition=lambda: Turns(scheduler))),
+        # For a time that nobody feels here: the scheduler says whose turn it is.
+        patch.object(loop, "HAND_OVER_SECONDS", 0),
+    ):
         yield
 
 

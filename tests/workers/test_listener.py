@@ -63,7 +63,7 @@ def test_it_tells_the_channel_and_in_how_many_seconds(start: Start, heard: Heard
     heard.wait(2)
     # What was written while nobody listened.
     assert heard.all == [("veza_one", 0.0), ("veza_two", 0.0)]
-    assert listener.longest_silence == math.inf
+    assert (listener.longest_silence, listener.has_session) == (math.inf, True)
     notify("veza_two", "1500")
     notify("veza_one", "")
     notify("veza_one", "9" * 5000)
@@ -104,7 +104,7 @@ def test_where_its_own_notification_is_not_heard_it_says_so_and_workers_look_oft
         listener = start()
         heard.wait(2)
     assert [entry["event"] for entry in logs] == ["notifications_do_not_arrive"]
-    assert listener.longest_silence == module.DEAF_CHECK_SECONDS
+    assert (listener.longest_silence, listener.has_session) == (module.DEAF_CHECK_SECONDS, False)
 
 
 def test_none_listens_not_at_all(start: Start, settings: Any) -> None:
@@ -116,11 +116,13 @@ def test_none_listens_not_at_all(start: Start, settings: Any) -> None:
 
 def test_it_listens_where_it_is_told_to(start: Start, heard: Heard, settings: Any) -> None:
     settings.DATABASE_LISTEN_URL = psycopg.conninfo.make_conninfo(**plain_parameters())
-    start("veza_one")
+    listener = start("veza_one")
     heard.wait()
     notify("veza_one", "7")
     heard.wait()
     assert heard.all[-1] == ("veza_one", 0.007)
+    # Of the way that the worker's own statements go, nothing is known.
+    assert (listener.longest_silence, listener.has_session) == (math.inf, False)
 
 
 def test_while_it_cannot_connect_workers_look_often(

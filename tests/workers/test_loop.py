@@ -312,6 +312,49 @@ def test_the_worker_wakes_on_a_notification(running: Callable[[Worker], threadin
     assert done.wait(PATIENCE)
 
 
+def test_who_was_called_before_waiting_waits_once_less() -> None:
+    wake = loop._Wake()
+    wake.set()
+    wake.set()
+    wake.wait()
+    began = time.monotonic()
+    wake.wait(0.05)
+    assert time.monotonic() - began >= 0.05
+
+
+@pytest.mark.parametrize("listens_elsewhere", [False, True])
+def test_plans_are_kept_where_the_database_has_sessions_for_us(
+    running: Callable[[Worker], threading.Thread], settings: Any, *, listens_elsewhere: bool
+) -> None:
+    """Through a pooler's transactions a prepared statement would be another one's, or nobody's."""
+    if listens_elsewhere:
+        settings.DATABASE_LISTEN_URL = psycopg.conninfo.make_conninfo(**plain_parameters())
+    seen: list[Any] = []
+    done = threading.Event()
+
+    class Seen(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> list[int]:
+            seen.append(connection.connection.prepare_threshold if connection.connection else None)
+            return super().claim(batch_size=batch_size, lease=lease)
+
+    rows = Seen(perform=lambda _row: done.set())
+    made = worker(rows, check_interval=3600)
+    running(made)
+    wait_until(lambda: rows.claims > 0)
+    rows.waiting.append(1)
+    with connection.cursor() as cursor:
+        cursor.execute("NOTIFY veza_test_rows")
+    assert done.wait(PATIENCE)
+    assert seen[-1] == (None if listens_elsewhere else 0)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
 def test_a_notification_of_a_later_time_wakes_the_worker_then(running: Callable[[Worker], threading.Thread]) -> None:
     made = worker(Rows(), check_interval=3600)
     made.notify("veza_test_rows", 50.0)
