@@ -1,6 +1,7 @@
 """Makes the calls. Every SDK result and error becomes one of our answers; none escapes as an exception."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -204,8 +205,10 @@ class StripeGateway:
         if left >= wanted:
             ids = ", ".join(each.stripe_reversal_id for each in waiting)
             return InsufficientFunds(message=f"{ids} waits for the same money", request_id=refusal.request_id)
+        # The list is the later look: what was reversed between the two stands in it alone.
+        listed_amount = sum(each.amount for each in listed.reversals if each.is_done)
         return AlreadyReversed(
-            transfer=found.transfer,
+            transfer=replace(found.transfer, amount_reversed=max(found.transfer.amount_reversed, listed_amount)),
             reversals=listed.reversals,
             request_id=refusal.request_id or found.request_id,
         )

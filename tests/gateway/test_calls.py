@@ -242,6 +242,23 @@ def test_a_transfer_reversed_in_full_is_already_reversed_with_all_its_reversals(
     assert answer.request_id == refusal.id
 
 
+def test_what_others_reverse_while_a_refusal_is_looked_into_counts(simulator: Any, transfer: str) -> None:
+    """After the transfer was read, before its list is: the two agree in the answer."""
+
+    class Meanwhile:
+        def enter(self, endpoint: str) -> None:
+            if endpoint == "GET /v1/transfers/{id}/reversals":
+                simulator.create_reversal(transfer, 30)
+
+        def limited(self, endpoint: str, reason: str) -> None: ...
+
+    simulator.create_reversal(transfer, 6950)
+    answer = reverse(stripe_api.connect(gate=Meanwhile()), transfer, amount=100)
+    assert isinstance(answer, AlreadyReversed)
+    assert [reversal.amount for reversal in answer.reversals] == [30, 6950]
+    assert answer.transfer.amount_reversed == 6980
+
+
 def test_less_left_than_asked_for_is_already_reversed_too(gateway: Any, simulator: Any, transfer: str) -> None:
     theirs = simulator.create_reversal(transfer, 6000)
     answer = reverse(gateway, transfer, amount=1001)
