@@ -8,7 +8,6 @@ from django.utils.translation import gettext_lazy as _
 from marketplace.models.lifecycle import Lifecycle, is_currency, never_changes_once_set, tracked
 from marketplace.models.refunds import SumOfValues
 from marketplace.models.sales import Order
-from marketplace.money import Money
 
 
 @tracked(
@@ -141,7 +140,3 @@ class Dispute(Lifecycle):
 
     def allows(self, to: str) -> bool:
         return bool(to)
-
-    @property
-    def money(self) -> Money:
-        return Money(self.amount, self.currency)

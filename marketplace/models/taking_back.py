@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from django.db import models
+from django.db import connection, models
 
 from marketplace.models import together
 from marketplace.models.disputes import Dispute
@@ -38,8 +38,17 @@ def _select(model: type[models.Model]) -> str:
 def _instances(model: type[M], rows: Sequence[Sequence[Any]]) -> list[M]:
     if not rows:
         return []
-    columns = [field.attname for field in model._meta.concrete_fields]
-    return [model.from_db("default", columns, row) for row in rows]
+    fields = model._meta.concrete_fields
+    columns = [field.attname for field in fields]
+    # As the ORM does it: Django has psycopg leave JSON as text.
+    read = [(at, field.from_db_value) for at, field in enumerate(fields) if hasattr(field, "from_db_value")]
+    made = []
+    for row in rows:
+        values = list(row)
+        for at, from_db_value in read:
+            values[at] = from_db_value(values[at], None, connection)
+        made.append(model.from_db("default", columns, values))
+    return made
 
 
 # How an order is found: one look-up after the other, each by its index. In one condition together none could be used.

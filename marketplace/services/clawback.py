@@ -304,6 +304,6 @@ def _after_settling(claimed: Claimed, answer: ReversalAnswer, *, actor: str) -> 
             # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent.
             reversals.relieve(transfer, actor=actor, reason="no longer owed")
     sources: list[Source] = [*found.refunds, *found.disputes]
-    source = next((each for each in sources if claimed.reversal.is_owed_for(each)), None)
-    if source is not None:
-        level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")
+    # Only what is owed for one of them can be no longer owed.
+    source = next(each for each in sources if claimed.reversal.is_owed_for(each))
+    level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")

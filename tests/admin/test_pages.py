@@ -93,6 +93,7 @@ def test_every_model_has_its_pages() -> None:
         "product",
         "order",
         "refund",
+        "dispute",
         "sellertransfer",
         "transferreversal",
         "debt",

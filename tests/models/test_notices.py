@@ -23,3 +23,5 @@ def test_what_stood_before_the_migration_gets_a_notice() -> None:
         (None, event),
     ]
     assert not Notice.objects.filter(due_at=None).exists()
+    first = Notice.objects.earliest("id")
+    assert str(first) == f"notice {first.pk}"

@@ -135,6 +135,7 @@ def test_the_same_facts_again_change_nothing(order: Order) -> None:
     again = record(order)
     assert (told(again), states(order)) == (told(first), before)
     assert again.history.count() == 1
+    assert again.updated_at == first.updated_at
 
 
 # --- How much ---------------------------------------------------------------------------------------------------------
