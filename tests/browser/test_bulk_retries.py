@@ -12,9 +12,11 @@ from playwright.sync_api import Browser, Page, expect
 
 from marketplace.models import BulkRetry, SellerTransfer
 from marketplace.workers.bulk_retries import BulkRetryQueue
+from marketplace.workers.reversal import ReversalQueue
 from tests.api.conftest import VIEWS
 from tests.browser.test_admin import sign_in
 from tests.factories import PASSWORD, BulkRetryItemFactory, SellerTransferFactory, UserFactory
+from tests.workers.conftest import drain
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
@@ -91,6 +93,26 @@ def test_planned_by_one_approved_by_another_then_stopped(page: Page, second_page
     step(2)
     statuses = SellerTransfer.objects.filter(pk__in=[row.pk for row in rows]).order_by("pk")
     assert list(statuses.values_list("status", flat=True)) == ["reversal_pending"] * 2 + ["permanently_failed"] * 2
+
+
+def test_a_canary_that_fails_again_stops_it(page: Page, live: str, gateway: Any) -> None:
+    # Stripe knows none of them, as before.
+    for _ in range(4):
+        SellerTransferFactory(permanently_failed=True, amount=1000)
+    sign_in(page, live, "retry_sellertransfer")
+    plan(page, live, "Stripe said it is mended")
+    page.get_by_role("link", name="Start").click()
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("0 of 4 done")).to_be_visible()
+    for _ in range(4):
+        step()
+        drain(ReversalQueue(gateway))
+
+    expect(page.get_by_text("The rest is untouched.")).to_be_visible(timeout=15_000)
+    bulk_retry = BulkRetry.objects.get()
+    assert bulk_retry.status == "stopped"
+    statuses = bulk_retry.items.order_by("id").values_list("status", flat=True)
+    assert list(statuses) == ["failed", "planned", "planned", "planned"]
 
 
 def test_nothing_matches_and_the_form_says_so(page: Page, live: str) -> None:

@@ -81,7 +81,10 @@ def test_a_stuck_transfer_is_found_from_the_start_page_understood_and_by_some_re
     if role not in ON_CALL:
         expect(page.get_by_role("link", name="Retry")).to_have_count(0)
         address = f"{live}/admin/marketplace/sellertransfer/{stuck.pk}/retry_one/"
-        refused = page.request.post(address, form={"reason": REASON})
+        # With its token: without one everybody is refused.
+        token = next(cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "csrftoken")
+        form = {"reason": REASON, "apply": "yes", "csrfmiddlewaretoken": token}
+        refused = page.request.post(address, form=form)
         assert refused.status == 403
         stuck.refresh_from_db()
         assert stuck.status == "permanently_failed"
