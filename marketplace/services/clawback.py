@@ -39,9 +39,6 @@ NOT_REFUNDED = (RefundStatus.FAILED, RefundStatus.CANCELED)
 OWN = frozenset({TransferReversal.Cause.REFUND, TransferReversal.Cause.DISPUTE})
 
 
-_OWED_OR_DONE = {ReversalStatus.PENDING, ReversalStatus.SUCCEEDED}
-
-
 def locked(what: str, *ways: tuple[str, str]) -> taking_back.Found:
     """The paid order of a refund or dispute, found by the first of the ``ways`` (how, Stripe's id) that leads to one.
 
@@ -242,8 +239,9 @@ def _owe(
             amount -= again
     if amount:
         is_refund = isinstance(source, Refund)
-        # A dispute that was won can be lost after all. The row of the first time stays.
-        earlier = [each for each in rows if each.is_owed_for(source) and each.status in _OWED_OR_DONE]
+        # A dispute that was won can be lost after all, or become larger. The row of the first time stays, also one that
+        # failed: a person may have it tried again.
+        earlier = [each for each in rows if each.is_owed_for(source) and each.status != ReversalStatus.CANCELED]
         reversals.owe(
             transfer,
             amount=amount,

@@ -210,11 +210,15 @@ def _counts(dispute: Dispute) -> bool:
 
 
 def _lost(dispute: Dispute, of_order: int) -> int:
-    """Less what Stripe gave back, in proportion: that may be in a third currency."""
-    if not dispute.amount_withdrawn:
+    """Less what Stripe gave back and did not take again, in proportion: that may be in a third currency."""
+    withdrawn = dispute.amount_withdrawn
+    if not withdrawn or not of_order:
         return of_order
-    back = min(dispute.amount_reinstated, dispute.amount_withdrawn)
-    return of_order - of_order * back // dispute.amount_withdrawn
+    gone = max(withdrawn - dispute.amount_reinstated, 0)
+    # Given back and taken again it was withdrawn twice, and is lost once.
+    is_comparable = dispute.amount and dispute.balance_currency == dispute.currency
+    once = min(withdrawn, dispute.amount) if is_comparable else withdrawn
+    return of_order - of_order * max(once - gone, 0) // once
 
 
 def _update(dispute: Dispute, told: dict[str, Any], found: taking_back.Found, *, reason: str, actor: str) -> Dispute:

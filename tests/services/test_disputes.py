@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from marketplace.errors import NotAllowedNow, TooMuch, UnknownOrder
 from marketplace.gateway.contract import DisputeFacts
 from marketplace.models import Dispute, Order, TransferReversal
-from marketplace.services import disputes, refunds
+from marketplace.services import disputes, refunds, transfers
 from marketplace.states import OrderStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.factories import DisputeFactory, OrderFactory, UserFactory, order_with_transfers
@@ -186,6 +186,22 @@ def test_what_stripe_gave_back_of_it_is_not_lost(order: Order, status: str) -> N
     """In proportion, for the balance may be in a third currency."""
     dispute = record(order, status, withdrawn=5500, reinstated=550, balance_currency="usd")
     assert (dispute.amount_lost, dispute.fee) == (4500, 1500)
+
+
+def test_what_was_taken_given_back_and_taken_again_is_lost_once(order: Order) -> None:
+    dispute = record(order, "lost", withdrawn=10000, reinstated=5000)
+    assert dispute.amount_lost == 5000
+
+
+def test_a_dispute_of_nothing_loses_nothing(order: Order) -> None:
+    assert record(order, "lost", amount=0, withdrawn=5000).amount_lost == 0
+
+
+def test_a_dispute_of_nothing_in_another_currency_counts_as_a_person_says(order: Order) -> None:
+    told = {"amount": 0, "currency": "usd", "balance_currency": "usd", "withdrawn": 5000}
+    dispute = record(order, "lost", **told)
+    disputes.enter_amount(dispute_id=dispute.pk, amount=1000, actor="user:ann", reason="-")
+    assert record(order, "lost", after=1, **told).amount_lost == 1000
 
 
 def test_more_given_back_than_taken_is_all(order: Order) -> None:
@@ -406,6 +422,29 @@ def test_lost_after_all_is_taken_once_more(sold: Make, simulator: Any, work: Cal
         record(order, status, after=number)
         work()
         assert kept_at_stripe(simulator, order) == ([2700, 1800] if status == "won" else [0, 0])
+
+
+def test_one_that_became_larger_stands_in_no_way_of_a_retry_of_what_failed(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    record(order, amount=1000)
+    reversal = TransferReversal.objects.get()
+    reversal.transition("failed", actor="worker", reason="refused")
+    reversal.transfer.transition(
+        "permanently_failed",
+        actor="worker",
+        reason="refused",
+        failed_leg="reversing",
+        next_retry_at=None,
+        last_error_code="insufficient_funds",
+        last_error_message="refused",
+    )
+    record(order, amount=2000, after=1)
+    transfers.retry(transfer_id=reversal.transfer_id, actor="user:ann", reason="funded")
+    work()
+    assert states(order) == [("partially_reversed", [("succeeded", 900), ("succeeded", 900)])]
+    assert kept_at_stripe(simulator, order) == [900]
 
 
 def test_lost_after_all_beside_a_refund_is_in_place_of_the_first_time(
