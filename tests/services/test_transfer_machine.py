@@ -85,6 +85,8 @@ class Stripe:
         self.reversals: list[ReversalFacts] = []
         self.answers: dict[str, Any] = {}
         self.mishap = ""
+        # Nobody waits for a turn here.
+        self.gate = None
 
     def left(self) -> int:
         return sum(each.amount for each in self.transfers) - sum(each.amount for each in self.reversals)

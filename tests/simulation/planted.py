@@ -16,7 +16,7 @@ from django.test.utils import override_settings
 
 from marketplace import inbox, throttle
 from marketplace.errors import StaleTransition
-from marketplace.models import Dispute, Order, SellerTransfer, TransferReversal, confirmation
+from marketplace.models import Dispute, Order, SellerTransfer, TransferReversal, confirmation, together
 from marketplace.services import clawback, disputes, leases, outcomes, reversals, transfers
 from marketplace.shares import Loss
 from marketplace.workers import reversal, stripe_queue, transfer_retry
@@ -98,7 +98,14 @@ def short_lease() -> Iterator[None]:
 
 @planted("rows are read without being locked")
 def no_locks() -> Iterator[None]:
-    with patch.object(QuerySet, "select_for_update", lambda self, **_: self.all()):
+    def ask(*questions: Any) -> Any:
+        return original(*((sql.replace(" FOR NO KEY UPDATE", ""), values) for sql, values in questions))
+
+    original = together.ask
+    with (
+        patch.object(QuerySet, "select_for_update", lambda self, **_: self.all()),
+        patch.object(together, "ask", ask),
+    ):
         yield
 
 

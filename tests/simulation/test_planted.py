@@ -16,7 +16,7 @@ FOUND = {
     "settle-without-token": (7, "cannot go from"),
     "done-before-call": (17, "waits for longer than any schedule says"),
     "short-lease": (7, "never stood still, and lost its lease"),
-    "no-locks": (68, "never stood still, and lost its lease"),
+    "no-locks": (319, "never stood still, and lost its lease"),
     "retry-with-new-key": (89, "done twice at Stripe"),
     "keys-for-ever": (9, "done twice at Stripe"),
     "no-doubt": (8, "was refunded before it was paid, and was paid"),
