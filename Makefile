@@ -12,10 +12,10 @@ DEPLOYED := USE_TLS=true DEBUG=false ALLOWED_HOSTS=pay.example.com \
 MONEY := marketplace/services/*,marketplace/inbox.py,marketplace/gateway/*,marketplace/models/*,marketplace/workers/*
 MONEY := $(MONEY),marketplace/money.py,marketplace/backoff.py,marketplace/states.py
 
-.PHONY: help env lock migrate demo test simulate bench check format chromium stop clean
+.PHONY: help env lock migrate demo test simulate bench check format screenshots chromium stop clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is %d.%d; choose another by PYTHON=…" % sys.version_info[:2])'
@@ -65,6 +65,9 @@ check: env ## Lint, types, layers, migrations, deployment settings, docs
 format: env ## Format the code, mend what can be mended
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+screenshots: env chromium ## Take docs/screenshots anew, of the real pages in a browser
+	@$(BIN)/python scripts/screenshots.py
 
 stop: ## Stop the embedded database, if it runs
 	@if [ -f .venv/installed ]; then $(BIN)/python -m veza.database stop; fi
