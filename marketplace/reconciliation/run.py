@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from django.db import IntegrityError, transaction
-from django.db.models import Max
 from django.db.models.functions import Now
 
 from marketplace.errors import MarketplaceError
@@ -195,24 +194,28 @@ class Reconciler:
         self._done(str(found[-1][0]) if len(found) == LARGEST_PAGE else "", {"rows_not_listed": len(found)})
 
     def look_again(self) -> None:
+        self._look(is_last=False)
+
+    def look_once_more(self) -> None:
+        """At what moved then: a row that somebody wrote since it was noted need not be right by now."""
+        self._look(is_last=True)
+
+    def _look(self, *, is_last: bool) -> None:
         suspects = self.run.subjects.filter(is_suspect=True, pk__gt=int(self.run.cursor or 0)).order_by("pk")
         subject = suspects.first()
         if subject is None:
             self._done("", {})
             return
-        self._wait_for_rest()
+        time.sleep(max((subject.noted_at + self.patience - rows.now()).total_seconds(), 0))
         counts = {"looked_at_again": 1}
         found: list[ReconciliationFinding] = []
+        is_moving = False
         try:
             found = SecondLook(reader=self._reader, is_fixing=self.is_fixing).at(subject)
         except InMotion:
-            counts["in_motion"] = 1
-        self._done(str(subject.pk), counts, found)
-
-    def _wait_for_rest(self) -> None:
-        """Until the youngest suspicion is old enough: there are no new ones by now."""
-        noted = self.run.subjects.filter(is_suspect=True).aggregate(last=Max("noted_at"))["last"]
-        time.sleep(max((noted + self.patience - rows.now()).total_seconds(), 0))
+            is_moving = True
+            counts |= {"in_motion": 1} if is_last else {}
+        self._done(str(subject.pk), counts, found, looked_at=subject.pk, is_moving=is_moving)
 
     def look_at_own(self) -> None:
         self._done("", {}, stuck.findings())
@@ -231,8 +234,18 @@ class Reconciler:
             if suspects:
                 self.run.subjects.filter(stripe_id__in=suspects).update(is_suspect=True, noted_at=Now())
 
-    def _done(self, cursor: str, counts: Mapping[str, int], found: Iterable[ReconciliationFinding] = ()) -> None:
-        """Move the run on, to the next step where ``cursor`` is empty, with what was ``found``; committed on return."""
+    def _done(
+        self,
+        cursor: str,
+        counts: Mapping[str, int],
+        found: Iterable[ReconciliationFinding] = (),
+        *,
+        looked_at: int = 0,
+        is_moving: bool = False,
+    ) -> None:
+        """Move the run on, to the next step where ``cursor`` is empty, with what was ``found``. The subject that was
+        ``looked_at`` is suspect no more, or is noted anew where it ``is_moving``. Committed on return.
+        """
         run = self.run
         names = list(STEPS)
         step = run.step if cursor else names[min(names.index(run.step) + 1, len(names) - 1)]
@@ -244,6 +257,8 @@ class Reconciler:
             if not here.update(**fields, **({"finished_at": Now()} if is_last else {})):
                 raise TakenOver
             ReconciliationFinding.objects.bulk_create(_of(run, found), batch_size=LARGEST_PAGE)
+            if looked_at:
+                run.subjects.filter(pk=looked_at).update(is_suspect=is_moving, noted_at=Now())
             if is_last:
                 run.subjects.all().delete()
         run.refresh_from_db()
@@ -277,5 +292,6 @@ STEPS: Mapping[str, Callable[[Reconciler], None]] = {
     "disputes": Reconciler.weigh_disputes,
     "rows": Reconciler.note_unlisted,
     "looking_again": Reconciler.look_again,
+    "looking_once_more": Reconciler.look_once_more,
     "own": Reconciler.look_at_own,
 }

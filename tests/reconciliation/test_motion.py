@@ -8,7 +8,7 @@ import pytest
 from django.db.models.functions import Now
 
 from marketplace.gateway.contract import Page
-from marketplace.models import Drift, Order, SellerTransfer
+from marketplace.models import Drift, Order, Reconciliation, SellerTransfer
 from marketplace.reconciliation import looking
 from marketplace.reconciliation import run as runs
 from marketplace.services import reversals
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.django_db
 
 
 class Meanwhile:
-    """The gateway, and what happens right after the first call of that name was answered."""
+    """The gateway, and what happens right after the first calls of that name were answered."""
 
-    def __init__(self, gateway: Any, call: str, happens: Any) -> None:
-        self._gateway, self._call, self._happens = gateway, call, happens
+    def __init__(self, gateway: Any, call: str, happens: Any, *, times: int) -> None:
+        self._gateway, self._call, self._happens, self._left = gateway, call, happens, times
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._gateway, name)
@@ -34,8 +34,9 @@ class Meanwhile:
 
         def answered(*args: Any, **kwargs: Any) -> Any:
             answer = method(*args, **kwargs)
-            happens, self._happens = self._happens, lambda: None
-            happens()
+            if self._left:
+                self._left -= 1
+                self._happens()
             return answer
 
         return answered
@@ -45,8 +46,8 @@ class Meanwhile:
 def beside(gateway: Any, reconcile: Reconcile, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A run during which something happens."""
 
-    def run(call: str, happens: Any, **options: Any) -> Any:
-        made = Meanwhile(gateway, call, happens)
+    def run(call: str, happens: Any, *, times: int = 1, **options: Any) -> Any:
+        made = Meanwhile(gateway, call, happens, times=times)
         original = runs.Reconciler
         monkeypatch.setattr(runs, "Reconciler", lambda **given: original(**given | {"gateway": made}))
         found = reconcile(**options)
@@ -107,19 +108,48 @@ def test_what_was_recorded_between_both_looks_is_no_drift(beside: Any, sold: Mak
     simulator.create_reversal(transfer.stripe_transfer_id, 100)
     told = lambda: receive(simulator, "transfer.reversed", transfer.stripe_transfer_id)  # noqa: E731
     assert beside("page_of_disputes", told) == []
+    assert "in_motion" not in last_run().counts
+    assert last_run().counts["looked_at_again"] == 2
+
+
+def test_a_row_that_somebody_wrote_meanwhile_is_looked_at_once_more_and_told(
+    beside: Any, sold: Make, simulator: Any
+) -> None:
+    """That it was written does not mean that it is right now."""
+    transfer = the_transfer(sold())
+    simulator.create_reversal(transfer.stripe_transfer_id, 100)
+    found = only(beside("retrieve_transfer", lambda: touch(transfer)), Drift.REVERSED_UNKNOWN)
+    assert found.subject == str(transfer)
+    assert "in_motion" not in last_run().counts
+
+
+def test_a_row_that_changes_whenever_stripe_is_asked_is_left(beside: Any, sold: Make, simulator: Any) -> None:
+    transfer = the_transfer(sold())
+    simulator.create_reversal(transfer.stripe_transfer_id, 100)
+    assert beside("retrieve_transfer", lambda: touch(transfer), times=2) == []
     assert last_run().counts["in_motion"] == 1
 
 
-def test_a_row_that_changes_while_stripe_is_asked_again_is_left(beside: Any, sold: Make, simulator: Any) -> None:
+def test_a_row_written_while_the_run_was_broken_off_is_looked_at_once_more(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    """Its suspicion may be of the day before yesterday, and the row was written since for another reason."""
     transfer = the_transfer(sold())
     simulator.create_reversal(transfer.stripe_transfer_id, 100)
 
-    def somebody() -> None:
-        transfer.refresh_from_db()
-        transfer.change(actor="somebody", reason="touched")
+    def broken_off(run: Reconciliation) -> None:
+        if run.step == "looking_again":
+            raise KeyboardInterrupt
 
-    assert beside("retrieve_transfer", somebody) == []
-    assert last_run().counts["in_motion"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        reconcile(tell=broken_off)
+    touch(transfer)
+    only(reconcile(), Drift.REVERSED_UNKNOWN)
+
+
+def touch(transfer: SellerTransfer) -> None:
+    transfer.refresh_from_db()
+    transfer.change(actor="somebody", reason="touched")
 
 
 def test_a_row_that_a_worker_holds_is_left(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
@@ -140,19 +170,14 @@ def test_a_refund_whose_webhook_comes_between_both_looks_is_no_drift(
     assert beside("page_of_refunds", lambda: receive(simulator, "refund.created", made["id"])) == []
     again = simulator.create_refund(sold().stripe_charge_id, status="succeeded")
     assert beside("page_of_disputes", lambda: receive(simulator, "refund.created", again["id"])) == []
-    assert last_run().counts["in_motion"] == 1
+    assert last_run().counts["looked_at_again"] == 2
     assert reconcile() == []
 
 
 def test_the_missing_row_that_somebody_changes_is_left(beside: Any, sold: Make, simulator: Any) -> None:
     transfer = the_transfer(sold())
     forget(simulator, "transfer", transfer.stripe_transfer_id)
-
-    def somebody() -> None:
-        transfer.refresh_from_db()
-        transfer.change(actor="somebody", reason="touched")
-
-    assert kinds(beside("retrieve_transfer", somebody)) == []
+    assert kinds(beside("retrieve_transfer", lambda: touch(transfer), times=2)) == []
     assert last_run().counts["in_motion"] == 1
 
 
