@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from django.conf import settings
 
+from marketplace import money
 from marketplace.gateway.contract import ChargeFacts, ListedDispute, RefundFacts
 from marketplace.models import Order, Refund
 from marketplace.services import clawback
@@ -134,7 +135,7 @@ def lost_in_all(told: Losses) -> int:
 
 def of_history(charge: ChargeFacts, total: int, paid: Sequence[Paid]) -> list[Leak]:
     """What each account would have had to give of a ``total`` that was lost, by the present policy, and has not. Those
-    of another currency than reached our balance give in proportion, less than a cent to their favour.
+    of another currency than reached our balance give in proportion, less than Stripe's smallest amount to their favour.
     """
     found = []
     for currency in dict.fromkeys(each.currency for each in paid):
@@ -155,8 +156,10 @@ def of_history(charge: ChargeFacts, total: int, paid: Sequence[Paid]) -> list[Le
 
 
 def _targets(charge: ChargeFacts, total: int, shares: dict[int, int], currency: str) -> dict[int, int]:
+    step = money.step(currency)
     if currency != charge.currency_settled:
-        return {number: share * total // charge.amount for number, share in shares.items()}
+        return {number: share * total // (charge.amount * step) * step for number, share in shares.items()}
     settled = total * charge.amount_settled // charge.amount
     commission = RefundCommission(settings.REFUND_COMMISSION)
-    return targets(Sale(amount=charge.amount_settled, commission=commission, shares=shares), [Loss(amount=settled)])
+    sale = Sale(amount=charge.amount_settled, commission=commission, shares=shares, step=step)
+    return targets(sale, [Loss(amount=settled)])
