@@ -6,8 +6,10 @@ has written since it was noted, that nobody holds, and that did not change while
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -122,14 +124,17 @@ class SecondLook:
         return Losses(charge=charges[0], refunds=[each.refund for each in refunded], disputes=disputes)
 
     def _paid(self, subject: ReconciliationSubject, charge: ChargeFacts) -> list[Paid]:
-        """Fresh from Stripe by the charge's group; others, that name it as their source, as they were seen."""
+        """As Stripe has them now: those of the charge's group, and others that were seen to name it as their source."""
         group: list[ListedTransfer] = []
+        gateway = self.reader.gateway
         if charge.transfer_group:
-            list_page = self.reader.gateway.page_of_transfers
-            group = list(self.reader.all_of(list_page, transfer_group=charge.transfer_group))
-        found = {each.transfer.stripe_transfer_id: _paid(each.transfer) for each in group}
+            group = list(self.reader.all_of(gateway.page_of_transfers, transfer_group=charge.transfer_group))
+        found = {each.transfer.stripe_transfer_id: each.transfer for each in group}
         seen = ReconciliationSubject.objects.filter(run=subject.run_id, source_transaction=charge.stripe_charge_id)
-        return [*found.values(), *(each for each in map(paid_as_seen, seen) if each.stripe_transfer_id not in found)]
+        for stripe_id in seen.exclude(stripe_id__in=found).values_list("stripe_id", flat=True):
+            with suppress(StripeHasNone):
+                found[stripe_id] = self.reader.ask(partial(gateway.retrieve_transfer, stripe_id)).transfer
+        return list(map(_paid, found.values()))
 
     # --- Healing ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from marketplace.models import Drift, Order, Refund, TransferReversal
+from marketplace.models import Drift, Order, Reconciliation, Refund, TransferReversal
 from marketplace.services import clawback
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
 from tests.factories import RefundFactory, SellerFactory, SellerTransferFactory
@@ -254,6 +254,56 @@ def test_what_was_reversed_then_is_taken_off(reconcile: Reconcile, history: Hist
     assert reconcile() == []
 
 
+def test_what_was_reversed_while_a_run_was_broken_off_is_taken_off(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    """Also of a transfer that its charge's group does not show."""
+    charge, (seller,), _ = history.sale(10_000, (9000,))
+    other = simulator.create_transfer(900, seller, "eur", source_transaction=charge, transfer_group="another")
+    simulator.create_refund(charge, 1000, status="succeeded")
+
+    def broken_off(run: Reconciliation) -> None:
+        if run.step == "refunds":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reconcile(tell=broken_off)
+    simulator.create_reversal(other["id"], 900)
+    assert leaked(reconcile()) == {seller: (90, "eur")}
+
+
+def test_a_transfer_of_an_old_sale_that_stripe_does_not_have_any_more_gives_nothing(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    charge, (seller,), _ = history.sale(10_000, (8000,))
+    gone = simulator.create_transfer(1000, seller, "eur", source_transaction=charge, transfer_group="another")
+    simulator.create_refund(charge, 1000, status="succeeded")
+
+    def meanwhile(run: Reconciliation) -> None:
+        if run.step == "refunds":
+            with simulator.core.world.transaction() as world:
+                world.store.remove(world.platform, "transfer", gone["id"])
+
+    assert leaked(reconcile(tell=meanwhile)) == {seller: (800, "eur")}
+
+
+@pytest.mark.parametrize(
+    ("currency", "amount", "share", "refunded", "leak"),
+    # Of three decimals the last must be 0; ISK ends in 00 (docs.stripe.com/currencies).
+    [("kwd", 10_000, 9_000, 3_330, 3_000), ("isk", 100_000, 90_000, 33_300, 30_000)],
+)
+def test_what_is_told_of_an_old_sale_is_an_amount_that_stripe_takes(
+    reconcile: Reconcile, history: History, currency: str, amount: int, share: int, refunded: int, leak: int,
+    simulator: Any,
+) -> None:  # fmt: skip
+    simulator.add_funds(amount, currency)
+    charge, (seller,), (transfer,) = history.sale(amount, (share,), currency=currency)
+    simulator.create_refund(charge, refunded, status="succeeded")
+    assert leaked(reconcile()) == {seller: (leak, currency)}
+    simulator.create_reversal(transfer, leak)
+    assert reconcile() == []
+
+
 def test_several_refunds_of_one_old_sale_are_one_sum(reconcile: Reconcile, history: History, simulator: Any) -> None:
     charge, (seller,), (transfer,) = history.sale(10_000, (9000,))
     for amount in (1111, 2222, 3333):
@@ -310,8 +360,10 @@ def test_a_transfer_in_another_currency_than_the_charge_settled_in_gives_in_prop
     charge = simulator.create_charge(10_000, "eur", transfer_group="mixed")
     seller = simulator.create_account()["id"]
     simulator.create_transfer(701, seller, "usd", transfer_group="mixed")
+    other = simulator.create_account()["id"]
+    simulator.create_transfer(7010, other, "kwd", transfer_group="mixed")
     simulator.create_refund(charge["id"], 5000, status="succeeded")
-    assert leaked(reconcile()) == {seller: (350, "usd")}
+    assert leaked(reconcile()) == {seller: (350, "usd"), other: (3500, "kwd")}
 
 
 def test_rows_of_an_older_system_are_found_by_their_transfers(
