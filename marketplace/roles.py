@@ -171,7 +171,8 @@ ACTS: tuple[Act, ...] = (
         permission="marketplace.approve_bulkretry",
         also=("marketplace.view_bulkretry",),
         roles=MONEY,
-        scope=Scope.FINANCE,
+        # The second person is a person, who looks. A program that approves would make two persons one.
+        scope=None,
         api=("POST /api/bulk-retries/{id}/approve/",),
         pages=("marketplace_bulkretry_approve",),
     ),

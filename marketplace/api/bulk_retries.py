@@ -228,8 +228,8 @@ class BulkRetryViewSet(RowsAndDetails[BulkRetry]):
 
     @extend_schema(
         summary="Approve a bulk retry of another person",
-        description="It begins. Nobody approves what they asked for themselves. Needs the permission"
-        " `marketplace.approve_bulkretry`.",
+        description="It begins. Nobody approves what they asked for themselves, and no token does: it takes a"
+        " session of the admin. Needs the permission `marketplace.approve_bulkretry`.",
         request=ReasonSerializer,
         examples=[A_REASON],
         responses=_refused("One's own", "bulk retry 7 is your own: another person has to approve it"),

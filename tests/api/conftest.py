@@ -47,6 +47,13 @@ def client_of(user: User | None, *scopes: Scope) -> APIClient:
     return client
 
 
+def session_of(user: User) -> APIClient:
+    """Signed in to the admin: what no token may do is done so."""
+    client = APIClient()
+    client.force_login(user)
+    return client
+
+
 @pytest.fixture
 def staff(db: None) -> APIClient:
     """Staff who may see everything, and do nothing."""

@@ -12,7 +12,7 @@ from marketplace import throttle
 from marketplace.models import BulkRetry, BulkRetryItem
 from marketplace.services import bulk_steps
 from marketplace.states import BulkRetryItemStatus
-from tests.api.conftest import VIEWS, client_of, problem
+from tests.api.conftest import VIEWS, client_of, problem, session_of
 from tests.factories import (
     BulkRetryFactory,
     BulkRetryItemFactory,
@@ -31,7 +31,7 @@ def _limits(settings: Any) -> None:
 
 
 def allowed(*permissions: str) -> APIClient:
-    return client_of(UserFactory(staff=True, permissions=[*VIEWS, *permissions]))
+    return session_of(UserFactory(staff=True, permissions=[*VIEWS, *permissions]))
 
 
 @pytest.fixture
@@ -133,8 +133,19 @@ def test_started_approved_by_another_and_stopped(ann: APIClient) -> None:
 def test_nobody_approves_their_own() -> None:
     user = UserFactory(staff=True, permissions=[*VIEWS, "retry_sellertransfer", "approve_bulkretry"])
     bulk_retry = BulkRetryFactory(awaiting_approval=True, requested_by=user)
-    refused = problem(act(client_of(user), bulk_retry.pk, "approve", reason="sure"), 409, "not-allowed-now")
+    refused = problem(act(session_of(user), bulk_retry.pk, "approve", reason="sure"), 409, "not-allowed-now")
     assert "another person has to approve it" in refused["detail"]
+
+
+def test_no_program_is_the_second_person() -> None:
+    """Whoever's token it is: a person looks, signed in."""
+    bulk_retry = BulkRetryFactory(awaiting_approval=True)
+    user = UserFactory(staff=True, permissions=[*VIEWS, "approve_bulkretry"])
+    refused = problem(act(client_of(user), bulk_retry.pk, "approve", reason="agreed"), 403)
+    assert refused["detail"] == "This token may not do this: sign in."
+    bulk_retry.refresh_from_db()
+    assert (bulk_retry.status, bulk_retry.approved_by) == ("awaiting_approval", None)
+    assert act(session_of(user), bulk_retry.pk, "approve", reason="agreed").json()["status"] == "canary"
 
 
 def test_a_second_person_declines_by_canceling() -> None:
@@ -300,11 +311,26 @@ def test_a_seller_is_named_by_number_or_account(name: str) -> None:
     assert BulkRetry.objects.get().items.get().transfer == transfer
 
 
-def test_who_acts_may_say_which_version_was_seen(ann: APIClient) -> None:
-    SellerTransferFactory(permanently_failed=True)
-    planned = ann.post("/api/bulk-retries/", BODY)
-    pk, seen = planned.json()["id"], planned["ETag"]
-    address = f"/api/bulk-retries/{pk}/"
-    started = ann.post(f"{address}start/", {}, headers={"If-Match": seen})
-    assert started["ETag"] == ann.get(address)["ETag"] != seen
-    problem(ann.post(f"{address}stop/", {"reason": "x"}, headers={"If-Match": seen}), 412, "changed-meanwhile")
+@pytest.mark.parametrize(
+    ("name", "status", "then"),
+    [
+        ("start", "planned", "canary"),
+        ("approve", "awaiting_approval", "canary"),
+        ("stop", "running", "stopped"),
+        ("cancel", "planned", "canceled"),
+    ],
+)
+def test_who_acts_may_say_which_version_was_seen(name: str, status: str, then: str) -> None:
+    user = UserFactory(staff=True, permissions=[*VIEWS, "retry_sellertransfer", "approve_bulkretry", "stop_bulkretry"])
+    own = {"requested_by": user} if name == "start" else {}
+    item = BulkRetryItemFactory(bulk_retry=BulkRetryFactory(**own))
+    moved(item, *{"running": ("canary", "running"), "planned": ()}.get(status, (status,)))
+    client, address = session_of(user), f"/api/bulk-retries/{item.bulk_retry_id}/"
+    seen = client.get(address)["ETag"]
+    body = {} if name == "start" else {"reason": "x"}
+    stale = problem(client.post(f"{address}{name}/", body, headers={"If-Match": '"7-1"'}), 412, "changed-meanwhile")
+    assert f"it is {status} now" in stale["detail"]
+    assert client.get(address)["ETag"] == seen
+    done = client.post(f"{address}{name}/", body, headers={"If-Match": f'"7-1", {seen}'})
+    assert (done.json()["status"], done["ETag"]) == (then, client.get(address)["ETag"])
+    assert done["ETag"] != seen

@@ -7,7 +7,7 @@ from drf_spectacular.generators import SchemaGenerator
 
 from marketplace.models import ApiToken
 from marketplace.roles import ACTS, Act, Role
-from tests.api.conftest import Scene, client_of, problem
+from tests.api.conftest import Scene, client_of, problem, session_of
 from tests.factories import BulkRetryFactory, DisputeFactory, ProductFactory, WebhookEventFactory
 from tests.people import make_groups, person
 
@@ -51,11 +51,15 @@ def test_an_operation_is_for_those_roles_only(act: Act, operation: str, role: Ro
     make_groups()
     method, path = operation.split()
     user = person(role)
-    send: Any = getattr(client_of(user), method.lower())
+    by_token = client_of(user)
+    send: Any = getattr(by_token if act.scope else session_of(user), method.lower())
     target = {**ids, "tokens": ApiToken.objects.get(user=user).pk}.get(path.split("/")[2])
     answer = send(path.format(id=target, order_id=target), headers={"Idempotency-Key": "k"})
     if role in act.roles:
         # A body is missing where one is wanted, all is refunded, or it is another's; but nobody says that one may not.
         assert answer.status_code in {200, 204, 400, 409, 422}, answer.content
+        if act.scope is None:
+            refused = problem(by_token.post(path.format(id=target)), 403)
+            assert refused["detail"] == "This token may not do this: sign in."
     else:
         assert act.permission in problem(answer, 403)["detail"]
