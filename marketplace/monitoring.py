@@ -20,7 +20,7 @@ from marketplace.models import SellerTransfer
 from marketplace.models.figures import TIME_GROUPS, What, longest_of
 from marketplace.roles import Scope
 from marketplace.services import api_tokens
-from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.states import BULK_RETRY_TRANSITIONS, BulkRetryStatus, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
@@ -115,6 +115,12 @@ class DatabaseCollector(Collector):
         for state, count in overview.failed_events().items():
             events.add_metric([state], count)
         yield events
+        yield GaugeMetricFamily(
+            "veza_disputes_needing_a_person",
+            "Disputes in another currency than their order, of which nobody has entered the amount.",
+            value=selectors.disputes_for_a_person(),
+        )
+        yield from self._bulk_retries()
         yield self._oldest_due(timezone.now())
         yield from self._workers()
 
@@ -174,6 +180,20 @@ class DatabaseCollector(Collector):
         text = "Attempts to take money back that did not succeed."
         yield CounterMetricFamily("veza_reversal_attempts_failed_total", text, value=failed)
         yield _recovery_times(hourly.by_time_group(recovered))
+
+    def _bulk_retries(self) -> Iterator[Metric]:
+        now = GaugeMetricFamily("veza_bulk_retries", "Bulk retries that are not over.", labels=["status"])
+        text = "Bulk retries that are over, by how they ended."
+        ended = CounterMetricFamily("veza_bulk_retries_ended_total", text, labels=["result"])
+        for status, count in selectors.bulk_retries().items():
+            is_over = status == selectors.STOPPED_BY_ITSELF or not BULK_RETRY_TRANSITIONS[BulkRetryStatus(status)]
+            (ended if is_over else now).add_metric([status], count)
+        yield from (now, ended)
+        text = "Transfers of bulk retries that are under way."
+        transfers = GaugeMetricFamily("veza_bulk_retry_transfers", text, labels=["result"])
+        for result, count in selectors.bulk_retry_results().items():
+            transfers.add_metric([result], count)
+        yield transfers
 
     def _workers(self) -> Iterator[GaugeMetricFamily]:
         living = GaugeMetricFamily("veza_workers", "Workers that showed a sign of life lately.", labels=["work"])

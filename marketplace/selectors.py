@@ -13,6 +13,7 @@ from django.db.models.functions import Now
 
 from marketplace.models import (
     BulkRetry,
+    BulkRetryItem,
     CircuitBreaker,
     Debt,
     Dispute,
@@ -21,7 +22,7 @@ from marketplace.models import (
     WebhookEvent,
     WorkerHeartbeat,
 )
-from marketplace.states import EventStatus, RefundStatus, TransferStatus
+from marketplace.states import BulkRetryItemStatus, BulkRetryStatus, EventStatus, RefundStatus, TransferStatus
 
 # Statuses in which a worker has to do something, by the work's name.
 QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
@@ -126,6 +127,26 @@ def bulk_tallies(bulk_retry: BulkRetry) -> list[BulkTally]:
         BulkTally(status=row["status"], currency=row["currency"], count=row["count"], amount=int(row["total"]))
         for row in rows
     ]
+
+
+STOPPED_BY_ITSELF = "stopped_by_itself"
+
+
+def bulk_retries() -> dict[str, int]:
+    """How many there are by status, 0 where none; those that stopped by themselves apart."""
+    counts = dict.fromkeys([*BulkRetryStatus.values, STOPPED_BY_ITSELF], 0)
+    grouped = BulkRetry.objects.order_by().values("status", "stopped_by_itself").annotate(count=Count("id"))
+    for row in grouped:
+        counts[STOPPED_BY_ITSELF if row["stopped_by_itself"] else row["status"]] += row["count"]
+    return counts
+
+
+def bulk_retry_results() -> dict[str, int]:
+    """How many transfers of bulk retries that are under way have each result; 0 where none."""
+    counts = dict.fromkeys(BulkRetryItemStatus.values, 0)
+    items = BulkRetryItem.objects.filter(bulk_retry__next_retry_at__isnull=False)
+    counts.update(items.order_by().values_list("status").annotate(Count("id")))
+    return counts
 
 
 def bulk_outcomes(bulk_retry: BulkRetry, *statuses: str) -> list[tuple[str, int]]:

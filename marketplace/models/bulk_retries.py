@@ -16,6 +16,7 @@ from marketplace.models.lifecycle import (
     tracked,
     wakes_workers,
 )
+from marketplace.models.notices import Notice, announces
 from marketplace.models.transfers import SellerTransfer
 from marketplace.money import Money
 from marketplace.states import (
@@ -67,6 +68,9 @@ class BulkRetry(Lifecycle, Work):
     # While the canary is not settled: until when that is waited for.
     canary_until = models.DateTimeField(_("canary until"), null=True, blank=True)
     stop_reason = models.CharField(_("why it stopped"), max_length=500, blank=True, default="")
+    stopped_by_itself = models.BooleanField(
+        _("stopped by itself"), default=False, db_default=False, help_text=_("And not by a person.")
+    )
 
     class Meta:
         verbose_name = _("bulk retry")
@@ -89,6 +93,12 @@ class BulkRetry(Lifecycle, Work):
                 ),
             ),
             wakes_workers("wakes_bulk_retries", BULK_RETRIES_CHANNEL, UNDER_WAY),
+            # Who stops one by hand knows it.
+            announces(
+                Notice.Kind.BULK_RETRY,
+                when="NEW.status IN ('awaiting_approval') OR NEW.stopped_by_itself",
+                already="OLD.status IN ('awaiting_approval') OR OLD.stopped_by_itself",
+            ),
         ]
         constraints = [
             models.CheckConstraint(name="bulk_retry_status_listed", condition=Q(status__in=BulkRetryStatus.values)),
@@ -112,6 +122,10 @@ class BulkRetry(Lifecycle, Work):
             models.CheckConstraint(
                 name="bulk_retry_stopped_has_reason",
                 condition=Q(status="stopped") & ~Q(stop_reason="") | ~Q(status="stopped") & Q(stop_reason=""),
+            ),
+            models.CheckConstraint(
+                name="bulk_retry_only_a_stopped_one_stopped_by_itself",
+                condition=Q(stopped_by_itself=False) | Q(status="stopped"),
             ),
             models.CheckConstraint(
                 name="bulk_retry_limits_make_sense",

@@ -6,6 +6,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.models.lifecycle import Lifecycle, is_currency, never_changes_once_set, tracked
+from marketplace.models.notices import Notice, announces
 from marketplace.models.refunds import SumOfValues
 from marketplace.models.sales import Order
 
@@ -108,6 +109,7 @@ class Dispute(Lifecycle):
                     "OLD.entered_amount IS NOT NULL AND OLD.entered_amount IS DISTINCT FROM NEW.entered_amount"
                 ),
             ),
+            announces(Notice.Kind.DISPUTE, when="NEW.last_error_code <> ''", already="OLD.last_error_code <> ''"),
         ]
         constraints = [
             models.CheckConstraint(name="dispute_has_status", condition=~Q(status="")),

@@ -17,6 +17,12 @@ from marketplace.models.sales import Seller
 NOTICES_CHANNEL = "veza_notices"
 
 
+def _about(kind: str, *named: str) -> Q:
+    """A notice of ``kind`` names these, and no others."""
+    others = ("transfer", "event", "bulk_retry", "dispute", "reversal", "seller")
+    return Q(kind=kind, **{f"{each}__isnull": each not in named for each in others})
+
+
 class Notice(models.Model):
     """One visit of a row to a state of which somebody is told: written once, in the transaction that brings it there.
 
@@ -27,6 +33,9 @@ class Notice(models.Model):
         # For operators.
         TRANSFER = "transfer", _("transfer")
         EVENT = "event", _("webhook event")
+        # It waits for a second person, or stopped by itself.
+        BULK_RETRY = "bulk_retry", _("bulk retry")
+        DISPUTE = "dispute", _("dispute")
         # For the seller.
         REVERSED = "reversed", _("reversed")
         PAID_AGAIN = "paid_again", _("paid again")
@@ -45,6 +54,22 @@ class Notice(models.Model):
     event = models.ForeignKey(
         "WebhookEvent",
         verbose_name=_("webhook event"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="notices",
+    )
+    bulk_retry = models.ForeignKey(
+        "BulkRetry",
+        verbose_name=_("bulk retry"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="notices",
+    )
+    dispute = models.ForeignKey(
+        "Dispute",
+        verbose_name=_("dispute"),
         on_delete=models.PROTECT,
         null=True,
         blank=True,
@@ -78,10 +103,12 @@ class Notice(models.Model):
         constraints = [
             models.CheckConstraint(
                 name="notice_is_about_one_row",
-                condition=Q(kind="transfer", transfer__isnull=False, event=None, reversal=None, seller=None)
-                | Q(kind="event", event__isnull=False, transfer=None, reversal=None, seller=None)
-                | Q(kind="reversed", reversal__isnull=False, seller__isnull=False, transfer=None, event=None)
-                | Q(kind="paid_again", transfer__isnull=False, seller__isnull=False, reversal=None, event=None),
+                condition=_about("transfer", "transfer")
+                | _about("event", "event")
+                | _about("bulk_retry", "bulk_retry")
+                | _about("dispute", "dispute")
+                | _about("reversed", "reversal", "seller")
+                | _about("paid_again", "transfer", "seller"),
             ),
         ]
         indexes = [

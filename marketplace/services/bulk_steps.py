@@ -261,7 +261,7 @@ def pause(per_minute: int) -> timedelta:
 
 
 def _stop_by_itself(bulk_retry: BulkRetry, why: str, *, actor: str) -> None:
-    _move(bulk_retry, _B.STOPPED, why, actor=actor, stop_reason=why[:500], next_retry_at=Now())
+    _move(bulk_retry, _B.STOPPED, why, actor=actor, stop_reason=why[:500], stopped_by_itself=True, next_retry_at=Now())
     logger.error("bulk_retry_stopped", bulk_retry=bulk_retry.pk, why=why)
 
 

@@ -7,7 +7,7 @@ A crash after sending sends the same message again, under the same ids.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,8 +15,8 @@ from uuid import UUID
 import structlog
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
-from django.db.models.functions import Now
+from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Value
+from django.db.models.functions import Coalesce, Now
 
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import StaleTransition
@@ -151,10 +151,16 @@ def _together(standing: Sequence[int], *, lately: QuerySet[NoticeMessage, Notice
 
 def standing_of(notices: Sequence[int]) -> QuerySet[Notice, Notice]:
     """Those whose row still needs a person. One that was mended and failed anew has a later notice instead."""
-    is_standing = Q(transfer__status="permanently_failed") | Q(event__status="failed", event__next_retry_at=None)
-    later = Notice.objects.filter(
-        Q(transfer=OuterRef("transfer")) | Q(event=OuterRef("event")), kind=OuterRef("kind"), pk__gt=OuterRef("pk")
+    is_standing = (
+        Q(transfer__status="permanently_failed")
+        | Q(event__status="failed", event__next_retry_at=None)
+        | Q(bulk_retry__status__in=["awaiting_approval", "stopped"])
+        | Q(dispute__last_error_code__gt="")
     )
+    of_the_same = Q()
+    for row in ("transfer", "event", "bulk_retry", "dispute"):
+        of_the_same |= Q(**{row: OuterRef(row)})
+    later = Notice.objects.filter(of_the_same, kind=OuterRef("kind"), pk__gt=OuterRef("pk"))
     return Notice.objects.filter(is_standing, ~Exists(later), pk__in=notices)
 
 
@@ -163,7 +169,9 @@ def standing_of(notices: Sequence[int]) -> QuerySet[Notice, Notice]:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """Of one error code and currency; amount in minor units. Events have no currency and no amount."""
+    """Of one error code (of bulk retries: status) and currency; amount in minor units. Events have no currency and no
+    amount, and bulk retries may have several.
+    """
 
     code: str
     currency: str
@@ -191,21 +199,28 @@ def claim(*, batch_size: int, lease: timedelta) -> list[NoticeMessage]:
 
 def told(claimed: NoticeMessage) -> Told | None:
     """What there is to say still; None where all was mended meanwhile."""
-    notices = standing_of(claimed.notices).select_related("transfer__order", "transfer__seller", "event")
+    notices = standing_of(claimed.notices).select_related(
+        "transfer__order", "transfer__seller", "event", "bulk_retry__requested_by", "dispute__order"
+    )
     listed = list(notices.order_by("pk")[:LISTED])
     if not listed:
         return None
     totals: dict[tuple[str, str], Total] = {}
     rows = notices.values_list(
-        "transfer__last_error_code",
-        "transfer__currency",
-        F("transfer__amount") - F("transfer__amount_reversed"),
-        "event__last_error_code",
+        Coalesce(
+            "transfer__last_error_code", "event__last_error_code", "dispute__last_error_code", "bulk_retry__status"
+        ),
+        Coalesce("transfer__currency", "dispute__currency", Value("")),
+        Coalesce(
+            F("transfer__amount") - F("transfer__amount_reversed"),
+            "dispute__amount",
+            0,
+            output_field=BigIntegerField(),
+        ),
     )
-    for code, currency, amount, event_code in rows.order_by("pk"):
-        key = (code or event_code or "", currency or "")
-        before = totals.get(key) or Total(code=key[0], currency=key[1], count=0, amount=0)
-        totals[key] = Total(code=key[0], currency=key[1], count=before.count + 1, amount=before.amount + (amount or 0))
+    for code, currency, amount in rows.order_by("pk"):
+        before = totals.get((code, currency)) or Total(code=code, currency=currency, count=0, amount=0)
+        totals[code, currency] = replace(before, count=before.count + 1, amount=before.amount + amount)
     return Told(
         message_id=claimed.message_id,
         created_at=claimed.created_at,

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, assert_never
 
@@ -11,13 +12,23 @@ from django.conf import settings
 from django.template.loader import render_to_string
 from django.urls import reverse
 
+from marketplace import selectors
 from marketplace.metrics import NOTICES
-from marketplace.models import NOTICES_CHANNEL, Notice, NoticeMessage
+from marketplace.models import (
+    NOTICES_CHANNEL,
+    BulkRetry,
+    Dispute,
+    Notice,
+    NoticeMessage,
+    SellerTransfer,
+    WebhookEvent,
+)
 from marketplace.money import Money
 from marketplace.outgoing import mail, webhook
 from marketplace.outgoing.contract import Answer, NotSent, Sent
 from marketplace.services import leases, notices
 from marketplace.services.notices import Told, ToldSeller
+from marketplace.states import BulkRetryItemStatus
 from marketplace.workers.loop import elapsed_ms, persistently
 
 logger = structlog.get_logger(__name__)
@@ -121,31 +132,53 @@ def payload(told: Told) -> Mapping[str, Any]:
 
 
 def _described(notice: Notice) -> dict[str, Any]:
+    """Its ``url`` is of the row's page in the admin; without ``SITE_URL`` only its path is known."""
     common = {"id": str(notice.notice_id), "kind": notice.kind, "created": int(notice.created_at.timestamp())}
-    if notice.transfer is not None:
-        transfer = notice.transfer
-        return common | {
-            "code": transfer.last_error_code,
-            "message": transfer.last_error_message,
-            "request_id": transfer.last_error_request_id,
-            "url": _address("sellertransfer", transfer.pk),
-            "transfer": transfer.pk,
-            "stripe_transfer_id": transfer.stripe_transfer_id,
-            "failed_leg": transfer.failed_leg,
-            "order": transfer.order_id,
-            "seller": transfer.seller_id,
-            "amount": transfer.amount_unreversed,
-            "currency": transfer.currency,
-        }
-    assert notice.event is not None, "a constraint says so"
-    return common | {
-        "code": notice.event.last_error_code,
-        "message": notice.event.last_error_message,
-        "request_id": notice.event.last_error_request_id,
-        "url": _address("webhookevent", notice.event.pk),
-        "event": notice.event.stripe_event_id,
-        "type": notice.event.type,
-    }
+    row = notice.transfer or notice.event or notice.bulk_retry or notice.dispute
+    assert row is not None, "a constraint says so"
+    common["url"] = settings.SITE_URL + reverse(f"admin:marketplace_{row._meta.model_name}_change", args=[row.pk])
+    match row:
+        case SellerTransfer():
+            return common | {
+                **_error_of(row),
+                "request_id": row.last_error_request_id,
+                "transfer": row.pk,
+                "stripe_transfer_id": row.stripe_transfer_id,
+                "failed_leg": row.failed_leg,
+                "order": row.order_id,
+                "seller": row.seller_id,
+                "amount": row.amount_unreversed,
+                "currency": row.currency,
+            }
+        case WebhookEvent():
+            return common | {
+                **_error_of(row),
+                "request_id": row.last_error_request_id,
+                "event": row.stripe_event_id,
+                "type": row.type,
+            }
+        case BulkRetry():
+            return common | {
+                "code": row.status,
+                "message": row.stop_reason or row.reason,
+                "bulk_retry": row.pk,
+                "totals": [asdict(tally) for tally in selectors.bulk_tallies(row)],
+            }
+        case Dispute():
+            return common | {
+                **_error_of(row),
+                "dispute": row.pk,
+                "stripe_dispute_id": row.stripe_dispute_id,
+                "order": row.order_id,
+                "amount": row.amount,
+                "currency": row.currency,
+            }
+        case _:
+            assert_never(row)
+
+
+def _error_of(row: SellerTransfer | WebhookEvent | Dispute) -> dict[str, str]:
+    return {"code": row.last_error_code, "message": row.last_error_message}
 
 
 def mail_context(told: Told) -> Mapping[str, Any]:
@@ -157,16 +190,26 @@ def mail_context(told: Told) -> Mapping[str, Any]:
             {"code": total.code, "count": total.count, "money": _money(total.amount, total.currency)}
             for total in told.totals
         ],
-        "rows": [
-            {
-                **_described(notice),
-                "money": _money(notice.transfer.amount_unreversed, notice.transfer.currency) if notice.transfer else "",
-                "seller_name": notice.transfer.seller.name if notice.transfer else "",
-                "since": notice.created_at,
-            }
-            for notice in told.listed
-        ],
+        "rows": [{**(described := _described(notice)), **_for_people(notice, described)} for notice in told.listed],
         "site": settings.SITE_URL,
+    }
+
+
+def _for_people(notice: Notice, described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a mail says besides: names, and money in words."""
+    return {
+        "money": _money(described.get("amount", 0), described.get("currency", "")),
+        "seller_name": notice.transfer.seller.name if notice.transfer else "",
+        "requested_by": notice.bulk_retry.requested_by.get_username() if notice.bulk_retry else "",
+        "results": [
+            {
+                "count": total["count"],
+                "result": BulkRetryItemStatus(total["status"]).label,
+                "money": _money(total["amount"], total["currency"]),
+            }
+            for total in described.get("totals", [])
+        ],
+        "since": notice.created_at,
     }
 
 
@@ -194,8 +237,3 @@ def seller_context(told: ToldSeller) -> Mapping[str, Any]:
 
 def _money(amount: int, currency: str) -> str:
     return str(Money(amount, currency)) if currency else ""
-
-
-def _address(model: str, pk: int) -> str:
-    """Of the row's page in the admin; without ``SITE_URL`` only its path is known."""
-    return settings.SITE_URL + reverse(f"admin:marketplace_{model}_change", args=[pk])

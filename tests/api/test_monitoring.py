@@ -16,11 +16,20 @@ from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
 from marketplace import monitoring, selectors, throttle
-from marketplace.models import TransferReversal, WorkerHeartbeat
+from marketplace.models import BulkRetry, TransferReversal, WorkerHeartbeat
 from marketplace.services import figures
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import client_of
-from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, WebhookEventFactory, order_with_transfers
+from tests.factories import (
+    BulkRetryFactory,
+    BulkRetryItemFactory,
+    DisputeFactory,
+    RefundFactory,
+    SellerTransferFactory,
+    UserFactory,
+    WebhookEventFactory,
+    order_with_transfers,
+)
 from tests.overview.rows import attempt_failed, recovered, settled
 
 ELSEWHERE = {"REMOTE_ADDR": "203.0.113.7"}
@@ -74,6 +83,42 @@ def test_not_ready_while_rows_are_due_and_no_worker_lives(
     assert client.get("/readyz").status_code == 200
     WorkerHeartbeat.objects.update(seen_at=Now() - selectors.DEAD_AFTER)
     assert client.get("/readyz").status_code == 503
+
+
+def test_the_metrics_tell_of_bulk_retries_and_disputes(client: Client, db: None) -> None:
+    scraped = client.get("/metrics").content.decode()
+    for line in (
+        'veza_bulk_retries{status="awaiting_approval"} 0.0',
+        'veza_bulk_retries_ended_total{result="stopped_by_itself"} 0.0',
+        'veza_bulk_retry_transfers{result="failed"} 0.0',
+        "veza_disputes_needing_a_person 0.0",
+    ):
+        assert f"{line}\n" in scraped, "what an alert adds up begins with nothing"
+    for status in ("planned", "awaiting_approval", "running", "finished", "canceled", "stopped"):
+        BulkRetryFactory(**({} if status == "planned" else {status: True}))
+    BulkRetryFactory(stopped=True, stopped_by_itself=True)
+    for status in ("succeeded", "failed"):
+        item = BulkRetryItemFactory(**{status: True})
+        due = {"next_retry_at": Now(), "started_at": Now()} if status == "failed" else {}
+        BulkRetry.objects.filter(pk=item.bulk_retry_id).update(status="canary" if due else "canceled", **due)
+    DisputeFactory(needs_a_person=True)
+    DisputeFactory()
+    scraped = client.get("/metrics").content.decode()
+    told = {
+        line for line in scraped.splitlines() if line.startswith(("veza_bulk", "veza_disputes")) and "0.0" not in line
+    }
+    assert told == {
+        'veza_bulk_retries{status="planned"} 1.0',
+        'veza_bulk_retries{status="awaiting_approval"} 1.0',
+        'veza_bulk_retries{status="canary"} 1.0',
+        'veza_bulk_retries{status="running"} 1.0',
+        'veza_bulk_retries_ended_total{result="finished"} 1.0',
+        'veza_bulk_retries_ended_total{result="canceled"} 2.0',
+        'veza_bulk_retries_ended_total{result="stopped"} 1.0',
+        'veza_bulk_retries_ended_total{result="stopped_by_itself"} 1.0',
+        'veza_bulk_retry_transfers{result="failed"} 1.0',
+        "veza_disputes_needing_a_person 1.0",
+    }
 
 
 def test_the_metrics_tell_of_workers_breakers_and_snapshots(client: Client, db: None) -> None:

@@ -178,6 +178,9 @@ VIOLATIONS: dict[str, Callable[[], Violation]] = {
     "bulk_retry_waiting_is_started": lambda: lambda: BulkRetryFactory(finished=True, started_at=None),
     "bulk_retry_due_while_under_way": lambda: lambda: BulkRetryFactory(running=True, next_retry_at=None),
     "bulk_retry_stopped_has_reason": lambda: lambda: BulkRetryFactory(stopped=True, stop_reason=""),
+    "bulk_retry_only_a_stopped_one_stopped_by_itself": lambda: (
+        lambda: BulkRetryFactory(canary=True, stopped_by_itself=True)
+    ),
     "bulk_retry_limits_make_sense": lambda: lambda: BulkRetryFactory(canary_size=0),
     "bulk_retry_lease_whole": lambda: lambda: BulkRetryFactory(canary=True, **half_a_lease()),
     "bulk_retry_item_status_listed": lambda: (
