@@ -1,11 +1,12 @@
 """Choosing, starting and approving a bulk retry: what people may do, and what is refused."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -21,6 +22,7 @@ from tests.factories import (
     SellerTransferFactory,
     UserFactory,
 )
+from tests.services.test_confirmation import wait_until_blocked
 
 pytestmark = pytest.mark.django_db
 
@@ -240,6 +242,47 @@ def test_what_was_canceled_or_long_ago_does_not_count(what: str, ann: User) -> N
     assert bulk_retries.over_limit(second) == []
 
 
+def test_what_was_left_alone_does_not_count(ann: User) -> None:
+    failed(amount=15_000, last_error_code="one")
+    failed(amount=15_000, last_error_code="two")
+    first, second = plan(ann, error_code="one"), plan(ann, error_code="two")
+    bulk_retries.start(bulk_retry_id=first.pk, by=ann)
+    first.items.get().transition("skipped", actor="worker", reason="-", outcome="it changed", settled_at=Now())
+    assert bulk_retries.over_limit(second) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_one_person_starts_at_the_same_time_is_one_sum(
+    unblocked_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = UserFactory(staff=True)
+    failed(amount=15_000, last_error_code="one")
+    failed(amount=15_000, last_error_code="two")
+    first, second = plan(ann, error_code="one"), plan(ann, error_code="two")
+    over_limit = bulk_retries.over_limit
+    other: list[threading.Thread] = []
+
+    def start_second() -> None:
+        try:
+            bulk_retries.start(bulk_retry_id=second.pk, by=ann)
+        finally:
+            connections.close_all()
+
+    def meanwhile(bulk_retry: BulkRetry) -> list[bulk_retries.Over]:
+        found = over_limit(bulk_retry)
+        if not other:
+            other.append(threading.Thread(target=start_second))
+            other[0].start()
+            wait_until_blocked()
+        return found
+
+    monkeypatch.setattr(bulk_retries, "over_limit", meanwhile)
+    assert bulk_retries.start(bulk_retry_id=first.pk, by=ann).status == "canary"
+    other[0].join(30)
+    second.refresh_from_db()
+    assert second.status == "awaiting_approval"
+
+
 def test_without_a_limit_for_its_currency_each_sum_needs_a_second_person(ann: User, settings: Any) -> None:
     settings.BULK_RETRY_APPROVAL_ABOVE = {"": 0, "usd": 20_000}
     failed(amount=1)
@@ -284,6 +327,11 @@ def test_where_all_are_refused_there_is_nothing_to_start(ann: User) -> None:
 def awaiting(ann: User) -> BulkRetry:
     failed(amount=20_001)
     return bulk_retries.start(bulk_retry_id=plan(ann).pk, by=ann)
+
+
+def test_who_approves_sees_its_sum_once(awaiting: BulkRetry) -> None:
+    """It was started itself, and is no earlier one."""
+    assert [str(over) for over in bulk_retries.over_limit(awaiting)] == ["200.01 EUR is over 200.00 EUR"]
 
 
 def test_another_person_approves(awaiting: BulkRetry, bob: User) -> None:

@@ -300,6 +300,23 @@ def test_a_breaker_of_other_work_does_not_hold_it_back(at_stripe: Make, begun: B
     assert results(step(begun())) == ["retried"]
 
 
+def test_a_breaker_of_what_is_settled_does_not_hold_it_back(at_stripe: Make, begun: Begun, settings: Any) -> None:
+    settings.BULK_RETRY_CANARY_SIZE = 3
+    sent = SellerTransferFactory(permanently_failed_sending=True)
+    for _ in range(2):
+        at_stripe(permanently_failed=True)
+    bulk_retry = step(begun())
+    assert bulk_retry.items.get(transfer=sent).status == "retried"
+    SellerTransfer.objects.get(pk=sent.pk).transition(
+        TransferStatus.CANCELED, actor="worker", reason="refunded", next_retry_at=None
+    )
+    step(bulk_retry)
+    assert bulk_retry.items.get(transfer=sent).status == "succeeded"
+    open_breaker("transfer")
+    before = results(bulk_retry).count("retried")
+    assert results(step(bulk_retry)).count("retried") == before + 1
+
+
 # --- What changed meanwhile -------------------------------------------------------------------------------------------
 
 
@@ -411,6 +428,21 @@ def test_after_a_stop_nothing_is_retried_and_results_are_still_seen(
     assert bulk_retry.next_retry_at is None
 
 
+def test_what_fails_after_a_stop_is_written_down_and_stops_nothing(begun: Begun, ann: User, settings: Any) -> None:
+    settings.BULK_RETRY_CANARY_SIZE = 5
+    for _ in range(4):
+        gone()
+    bulk_retry = step(begun(), 4)
+    bulk_retries.stop(bulk_retry_id=bulk_retry.pk, by=ann, reason="wrong cause")
+    for row in SellerTransfer.objects.all():
+        row.transition(
+            TransferStatus.PERMANENTLY_FAILED, actor="worker", reason="-", failed_leg="reversing", next_retry_at=None
+        )
+    step(bulk_retry)
+    assert (results(bulk_retry), bulk_retry.stop_reason) == (["failed"] * 4, "wrong cause")
+    assert not bulk_retry.stopped_by_itself
+
+
 def test_a_stop_in_the_middle_of_a_step_ends_it(at_stripe: Make, begun: Begun, ann: User) -> None:
     for _ in range(3):
         at_stripe(permanently_failed=True)
@@ -472,6 +504,40 @@ def test_who_lost_the_lease_retries_nothing(at_stripe: Make, begun: Begun) -> No
     with pytest.raises(StaleTransition):
         bulk_steps.go_on(late, actor="late")
     assert results(bulk_retry) == ["planned"]
+
+
+def taken_over(bulk_retry: BulkRetry) -> None:
+    BulkRetry.objects.filter(pk=bulk_retry.pk).update(lease_expires_at=Now())
+    assert bulk_steps.claim(batch_size=1, lease=LEASE)
+
+
+@pytest.mark.parametrize("before", ["_review", "_retry_next", "_put_back", "settle_unexpected"])
+def test_whenever_the_lease_is_lost_nothing_is_written_from_then_on(
+    before: str, at_stripe: Make, begun: Begun, run_reversals: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        at_stripe(permanently_failed=True)
+    bulk_retry = step(begun())
+    run_reversals()
+    assert results(bulk_retry) == ["retried", "planned", "planned"]
+    BulkRetry.objects.filter(pk=bulk_retry.pk).update(next_retry_at=Now())
+    (late,) = bulk_steps.claim(batch_size=1, lease=LEASE)
+    act = getattr(bulk_steps, before)
+    seen: list[Any] = []
+
+    def lost_before(*args: Any, **named: Any) -> Any:
+        taken_over(bulk_retry)
+        bulk_retry.refresh_from_db()
+        seen.extend([bulk_retry.version, bulk_retry.lease_token, results(bulk_retry)])
+        return act(*args, **named)
+
+    monkeypatch.setattr(bulk_steps, before, lost_before)
+    trouble = [ValueError("broken")] if before == "settle_unexpected" else []
+    last = bulk_steps.settle_unexpected if trouble else bulk_steps.go_on
+    with pytest.raises(StaleTransition):
+        last(late, *trouble, actor="late")
+    bulk_retry.refresh_from_db()
+    assert seen == [bulk_retry.version, bulk_retry.lease_token, results(bulk_retry)]
 
 
 def test_a_row_given_back_is_due_at_once(at_stripe: Make, begun: Begun) -> None:
