@@ -187,15 +187,10 @@ class ListedRefund:
 
 @dataclass(frozen=True, kw_only=True)
 class ListedDispute:
-    """A chargeback. ``amount`` in the minor unit of the buyer's currency; ``withdrawn`` is what left our balance for it
-    and has not come back, without Stripe's fee, by currency.
-    """
+    """As it is now; ``seen_at`` is only when it was opened, for a list does not tell of when its facts are."""
 
-    stripe_dispute_id: str
-    status: str
-    amount: int
-    currency: str
-    withdrawn: Mapping[str, int]
+    dispute: DisputeFacts
+    # None for a dispute that belongs to no charge.
     charge: ChargeFacts | None
 
 

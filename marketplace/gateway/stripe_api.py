@@ -584,17 +584,8 @@ def _listed_refund(body: Mapping[str, Any]) -> ListedRefund:
 
 
 def _listed_dispute(body: Mapping[str, Any]) -> ListedDispute:
-    withdrawn: dict[str, int] = {}
-    for booked in map(_booked, body.get("balance_transactions") or ()):
-        withdrawn[booked.currency] = withdrawn.get(booked.currency, 0) - booked.amount
-    return ListedDispute(
-        stripe_dispute_id=_text(body["id"]),
-        status=_text(body["status"]),
-        amount=_whole(body["amount"]),
-        currency=_text(body["currency"]),
-        withdrawn=withdrawn,
-        charge=_charge_of(body),
-    )
+    facts = dispute_facts(body, seen_at=_time(body["created"]), event_type="")
+    return ListedDispute(dispute=facts, charge=_charge_of(body))
 
 
 def _reversal(made: Any) -> ReversalFacts:

@@ -30,6 +30,8 @@ class Drift(models.TextChoices):
     LEDGER_DIFFERS = "ledger_differs", _("Stripe's ledger differs")
     # Our rows do not say what Stripe says of a refund: that it succeeded, or that it failed.
     REFUND_NOT_RECORDED = "refund_not_recorded", _("refund not recorded")
+    # Our rows do not say what counts as lost by a dispute, as Stripe says it now.
+    DISPUTE_NOT_RECORDED = "dispute_not_recorded", _("dispute not recorded")
     # A buyer has the money back, and a seller has not given its part.
     NOT_CLAWED_BACK = "not_clawed_back", _("not clawed back")
     OVERDUE = "overdue", _("due for long")

@@ -7,18 +7,18 @@ installed, or by another one, by Stripe's transfers alone.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from django.conf import settings
 
 from marketplace import money
-from marketplace.gateway.contract import ChargeFacts, ListedDispute, RefundFacts
-from marketplace.models import Order, Refund
-from marketplace.services import clawback
+from marketplace.gateway.contract import ChargeFacts, DisputeFacts, RefundFacts
+from marketplace.models import Dispute, Order, Refund
+from marketplace.services import clawback, disputes
 from marketplace.shares import Loss, RefundCommission, Sale, targets
 from marketplace.states import RefundStatus
 
 SUCCEEDED = RefundStatus.SUCCEEDED
-LOST = "lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Losses:
 
     charge: ChargeFacts
     refunds: Sequence[RefundFacts] = ()
-    disputes: Sequence[ListedDispute] = ()
+    disputes: Sequence[DisputeFacts] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,41 @@ def as_of_now(order: Order, facts: RefundFacts) -> RefundFacts:
     return facts if known is None else replace(facts, seen_at=max(facts.seen_at, known))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DisputeNews:
+    """What Stripe says of a dispute, the row as it is, if there is one, and as it would be."""
+
+    facts: DisputeFacts
+    before: Dispute | None
+    row: Dispute
+
+
+def unrecorded_disputes(order: Order, told: Iterable[DisputeFacts]) -> list[DisputeNews]:
+    """Those of which something else counts as lost by what Stripe says; or of which a person has to say it."""
+    found = []
+    for facts in told:
+        if facts.status == disputes.LOST and not facts.is_withdrawn:
+            # Nobody took any money.
+            continue
+        row = _dispute_row(order, facts)
+        now = disputes.foreseen(dispute_as_of_now(order, facts), row, order)
+        before = row or Dispute()
+        if now and (now.amount_lost, now.last_error_code) != (before.amount_lost, before.last_error_code):
+            found.append(DisputeNews(facts=facts, before=row, row=now))
+    return found
+
+
+def _dispute_row(order: Order, facts: DisputeFacts) -> Dispute | None:
+    return next((each for each in order.disputes.all() if each.stripe_dispute_id == facts.stripe_dispute_id), None)
+
+
+def dispute_as_of_now(order: Order, facts: DisputeFacts) -> DisputeFacts:
+    """As ``as_of_now``, and a second later: what changed since the last event may be a step back, from won to lost."""
+    row = _dispute_row(order, facts)
+    known = facts.seen_at if row is None else row.stripe_seen_at + timedelta(seconds=1)
+    return replace(facts, seen_at=max(facts.seen_at, known))
+
+
 def of_order(order: Order, told: Losses) -> list[Leak]:
     """What each seller owes by what Stripe says, and our rows do not ask for."""
     news = unrecorded(order, told.refunds)
@@ -92,7 +127,9 @@ def of_order(order: Order, told: Losses) -> list[Leak]:
     standing = [row for row in order.refunds.all() if clawback.counts(row) and row.stripe_refund_id not in gone]
     losses = clawback.losses(standing)
     losses += [clawback.loss(facts.amount, ()) for facts in news if facts.status == SUCCEEDED]
-    losses += [clawback.loss(amount, ()) for each in told.disputes if (amount := _lost_of(order, each))]
+    disputed = {each.stripe_dispute_id: each for each in order.disputes.all()}
+    disputed |= {each.row.stripe_dispute_id: each.row for each in unrecorded_disputes(order, told.disputes)}
+    losses += clawback.lost_by(disputed.values())
     transfers = sorted(order.transfers.all(), key=lambda each: each.pk)
     holdings = [clawback.holding(each, each.reversals.all()) for each in transfers]
     if not losses or not holdings:
@@ -109,28 +146,26 @@ def of_order(order: Order, told: Losses) -> list[Leak]:
     ]
 
 
-def _lost_of(order: Order, dispute: ListedDispute) -> int:
-    """As our row has it, where it is as new as Stripe's. One in another currency asks a person by itself."""
-    row = next((each for each in order.disputes.all() if each.stripe_dispute_id == dispute.stripe_dispute_id), None)
-    if row is not None and row.status == dispute.status:
-        return row.amount_lost
-    return lost(dispute) if dispute.currency == order.currency else 0
-
-
-def lost(dispute: ListedDispute) -> int:
-    """What a dispute took for good, in the minor unit of the buyer's currency; nothing unless it is lost."""
-    if dispute.status != LOST or not any(amount > 0 for amount in dispute.withdrawn.values()):
-        return 0
-    return dispute.withdrawn.get(dispute.currency, dispute.amount)
-
-
 # --- Of history -------------------------------------------------------------------------------------------------------
+
+
+def lost(charge: ChargeFacts, facts: DisputeFacts) -> int:
+    """What a dispute took for good of the charge, in its minor unit; nothing unless it is lost, and in its currency."""
+    if facts.status != disputes.LOST or not facts.is_withdrawn or facts.currency != charge.currency:
+        return 0
+    return disputes.lost(facts, facts.amount)
+
+
+def unclear(told: Losses) -> list[DisputeFacts]:
+    """Lost in another currency than the charge's: how much of the charge, nobody can know from Stripe."""
+    in_another = [each for each in told.disputes if each.currency != told.charge.currency]
+    return [each for each in in_another if each.status == disputes.LOST and each.is_withdrawn]
 
 
 def lost_in_all(told: Losses) -> int:
     """In the minor unit of the charge; never more than the charge."""
     refunded = sum(each.amount for each in told.refunds if each.status == SUCCEEDED)
-    return min(refunded + sum(map(lost, told.disputes)), told.charge.amount)
+    return min(refunded + sum(lost(told.charge, each) for each in told.disputes), told.charge.amount)
 
 
 def of_history(charge: ChargeFacts, total: int, paid: Sequence[Paid]) -> list[Leak]:

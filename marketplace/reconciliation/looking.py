@@ -21,24 +21,25 @@ from marketplace.gateway.contract import (
     BookedFacts,
     ChargeFacts,
     ListedTransfer,
-    RefundFacts,
     ReversalFacts,
     TransferFacts,
 )
 from marketplace.models import Drift, Order, ReconciliationFinding, ReconciliationSubject, SellerTransfer
+from marketplace.money import Money
 from marketplace.reconciliation import comparing, leaks, rows
 from marketplace.reconciliation.comparing import Ours
 from marketplace.reconciliation.leaks import Losses, Paid
 from marketplace.reconciliation.reading import Reader
-from marketplace.services import refunds, seen_at_stripe, transfers
+from marketplace.services import disputes, refunds, seen_at_stripe, transfers
 from marketplace.states import TransferStatus
 
 logger = structlog.get_logger(__name__)
 
 ACTOR = "reconcile"
 PATIENCE = timedelta(minutes=1)
-ADOPT, RECORD, RETRY = "record the reversal", "record the refund", "retry its sending, which finds it"
-REMEDIES = {Drift.REVERSED_UNKNOWN: ADOPT, Drift.ORPHAN_REVERSAL: ADOPT, Drift.REFUND_NOT_RECORDED: RECORD}
+ADOPT, RETRY = "record the reversal", "retry its sending, which finds it"
+RECORD, RECORD_DISPUTE = "record the refund", "record the dispute"
+REMEDIES = {Drift.REVERSED_UNKNOWN: ADOPT, Drift.ORPHAN_REVERSAL: ADOPT}
 
 
 class InMotion(MarketplaceError):
@@ -104,15 +105,14 @@ class SecondLook:
         paid = [] if order is not None else self._paid(subject, told.charge)
         order_id = order.pk if order is not None else _order_id_of(paid)
         if order_id is None:
-            return [_of_leak(leak, told, f"charge {subject.stripe_id}") for leak in _of_history(told, paid)]
+            return _of_history(told, paid)
 
         def look() -> list[ReconciliationFinding]:
             return _of_order(rows.order(order_id), told)
 
         if rows.order_moved(rows.order(order_id), subject.noted_at, rows.now()):
             raise InMotion
-        by_id = {facts.stripe_refund_id: facts for facts in told.refunds}
-        return self._healed(look, lambda finding: _heal_refund(finding, by_id, order_id))
+        return self._healed(look, lambda finding: _heal_order(finding, told, order_id))
 
     def _losses(self, stripe_charge_id: str) -> Losses | None:
         gateway = self.reader.gateway
@@ -121,7 +121,11 @@ class SecondLook:
         charges = [each.charge for each in refunded] + [each.charge for each in disputes]
         if not charges or charges[0] is None:
             return None
-        return Losses(charge=charges[0], refunds=[each.refund for each in refunded], disputes=disputes)
+        return Losses(
+            charge=charges[0],
+            refunds=[each.refund for each in refunded],
+            disputes=[each.dispute for each in disputes],
+        )
 
     def _paid(self, subject: ReconciliationSubject, charge: ChargeFacts) -> list[Paid]:
         """As Stripe has them now: those of the charge's group, and others that were seen to name it as their source."""
@@ -176,11 +180,16 @@ def _heal_transfer(finding: ReconciliationFinding, facts: TransferFacts, listed:
         seen_at_stripe.record(facts, listed, actor=ACTOR)
 
 
-def _heal_refund(finding: ReconciliationFinding, told: dict[str, RefundFacts], order_id: int) -> None:
-    """As Stripe's list says it now, and no newer than what our row knows: a later event has the last word."""
-    if finding.kind == Drift.REFUND_NOT_RECORDED:
-        with transaction.atomic(durable=True):
-            refunds.record(leaks.as_of_now(rows.order(order_id), told[finding.stripe_id]), actor=ACTOR)
+def _heal_order(finding: ReconciliationFinding, told: Losses, order_id: int) -> None:
+    """As Stripe's lists say it now, and no newer than what our row knows: a later event has the last word."""
+    order = rows.order(order_id)
+    with transaction.atomic(durable=True):
+        if finding.kind == Drift.REFUND_NOT_RECORDED:
+            refund = next(each for each in told.refunds if each.stripe_refund_id == finding.stripe_id)
+            refunds.record(leaks.as_of_now(order, refund), actor=ACTOR)
+        elif finding.kind == Drift.DISPUTE_NOT_RECORDED:
+            dispute = next(each for each in told.disputes if each.stripe_dispute_id == finding.stripe_id)
+            disputes.record(leaks.dispute_as_of_now(order, dispute), actor=ACTOR)
 
 
 # --- Findings ---------------------------------------------------------------------------------------------------------
@@ -227,8 +236,14 @@ def _can_be_retried(row: SellerTransfer) -> bool:
     )
 
 
+def is_suspect(order: Order, told: Losses) -> bool:
+    """Whether a second look at its charge is worth it, by what one page shows."""
+    return bool(_of_order(order, told))
+
+
 def _of_order(order: Order, told: Losses) -> list[ReconciliationFinding]:
-    news = leaks.unrecorded(order, told.refunds)
+    unknown_refunds = leaks.unrecorded(order, told.refunds)
+    unknown_disputes = leaks.unrecorded_disputes(order, told.disputes)
     found = [
         ReconciliationFinding(
             kind=Drift.REFUND_NOT_RECORDED,
@@ -239,22 +254,60 @@ def _of_order(order: Order, told: Losses) -> list[ReconciliationFinding]:
             detail=f"{facts.status} at Stripe, not so here",
             remedy=RECORD,
         )
-        for facts in news
+        for facts in unknown_refunds
     ]
+    found += [
+        ReconciliationFinding(
+            kind=Drift.DISPUTE_NOT_RECORDED,
+            subject=str(order),
+            stripe_id=each.facts.stripe_dispute_id,
+            amount=each.facts.amount,
+            currency=each.facts.currency,
+            detail=_of_dispute(each, order),
+            remedy=RECORD_DISPUTE,
+        )
+        for each in unknown_disputes
+    ]
+    remedies = ([RECORD] if unknown_refunds else []) + ([RECORD_DISPUTE] if unknown_disputes else [])
     for leak in leaks.of_order(order, told):
         finding = _of_leak(leak, told, str(order))
-        finding.remedy = RECORD if news else ""
+        finding.remedy = " and ".join(remedies)
         found.append(finding)
     return found
 
 
-def _of_history(told: Losses, paid: Sequence[Paid]) -> list[leaks.Leak]:
-    return leaks.of_history(told.charge, leaks.lost_in_all(told), paid)
+def _of_dispute(news: leaks.DisputeNews, order: Order) -> str:
+    now = f"counts for {Money(news.row.amount_lost, order.currency)}"
+    if news.row.last_error_code:
+        now = "a person has to say how much of the order it is"
+    before = "unknown here"
+    if news.before is not None:
+        before = f"{news.before.status} here, counts for {Money(news.before.amount_lost, order.currency)}"
+    return f"{news.facts.status} at Stripe, {now}; {before}"
+
+
+def _of_history(told: Losses, paid: Sequence[Paid]) -> list[ReconciliationFinding]:
+    subject = f"charge {told.charge.stripe_charge_id}"
+    found = [_of_leak(leak, told, subject) for leak in leaks.of_history(told.charge, leaks.lost_in_all(told), paid)]
+    if any(each.amount > each.amount_reversed for each in paid):
+        found += [
+            ReconciliationFinding(
+                kind=Drift.NEEDS_A_PERSON,
+                subject=subject,
+                stripe_id=each.stripe_dispute_id,
+                amount=each.amount,
+                currency=each.currency,
+                detail=f"lost in another currency than the charge's ({told.charge.currency}): nobody can tell from"
+                " Stripe how much of the charge it is, so nothing of it is counted as lost",
+            )
+            for each in leaks.unclear(told)
+        ]
+    return found
 
 
 def _of_leak(leak: leaks.Leak, told: Losses, subject: str) -> ReconciliationFinding:
     why = [f"refund {each.stripe_refund_id}" for each in told.refunds if each.status == leaks.SUCCEEDED]
-    why += [f"lost dispute {each.stripe_dispute_id}" for each in told.disputes if leaks.lost(each)]
+    why += [f"{each.status} dispute {each.stripe_dispute_id}" for each in told.disputes if each.is_withdrawn]
     return ReconciliationFinding(
         kind=Drift.NOT_CLAWED_BACK,
         subject=subject,

@@ -16,13 +16,13 @@ from marketplace.errors import MarketplaceError
 from marketplace.gateway.contract import (
     LARGEST_PAGE,
     ChargeFacts,
-    ListedDispute,
+    DisputeFacts,
     ListedTransfer,
     RefundFacts,
     TransferGateway,
 )
 from marketplace.models import Reconciliation, ReconciliationFinding, ReconciliationSubject
-from marketplace.reconciliation import comparing, leaks, rows, stuck
+from marketplace.reconciliation import comparing, leaks, looking, rows, stuck
 from marketplace.reconciliation.leaks import Losses
 from marketplace.reconciliation.looking import PATIENCE, InMotion, SecondLook, paid_as_seen
 from marketplace.reconciliation.reading import Reader
@@ -154,8 +154,8 @@ class Reconciler:
         )
         told: dict[str, Losses] = {}
         for each in page.items:
-            if each.charge is not None and leaks.lost(each):
-                told[each.charge.stripe_charge_id] = _with(told, each.charge, dispute=each)
+            if each.charge is not None:
+                told[each.charge.stripe_charge_id] = _with(told, each.charge, dispute=each.dispute)
         self._weighed(told)
         self._done(page.last_id if page.has_more else "", {"disputes": len(page.items)})
 
@@ -165,20 +165,19 @@ class Reconciler:
         suspects = set()
         for stripe_id, losses in told.items():
             order = orders.get(stripe_id)
-            if order is None:
-                is_suspect = self._may_leak(losses)
-            else:
-                is_suspect = bool(leaks.unrecorded(order, losses.refunds) or leaks.of_order(order, losses))
-            if is_suspect:
+            if self._may_leak(losses) if order is None else looking.is_suspect(order, losses):
                 suspects.add(stripe_id)
         self._note([], suspects)
 
     def _may_leak(self, told: Losses) -> bool:
         charge = told.charge
-        if self.run.since is not None and charge.created_at < self.run.since:
+        disputed = sum(leaks.lost(charge, each) for each in told.disputes)
+        if not (told.refunds or disputed or leaks.unclear(told)):
+            return False
+        if leaks.unclear(told) or (self.run.since is not None and charge.created_at < self.run.since):
             # Its transfers may be older than what was seen: Stripe is asked for them.
             return True
-        total = min(charge.amount_refunded + sum(map(leaks.lost, told.disputes)), charge.amount)
+        total = min(charge.amount_refunded + disputed, charge.amount)
         seen = {each.stripe_id: each for each in self.run.subjects.filter(source_transaction=charge.stripe_charge_id)}
         if charge.transfer_group:
             seen |= {each.stripe_id: each for each in self.run.subjects.filter(transfer_group=charge.transfer_group)}
@@ -275,7 +274,7 @@ def _with(
     charge: ChargeFacts,
     *,
     refund: RefundFacts | None = None,
-    dispute: ListedDispute | None = None,
+    dispute: DisputeFacts | None = None,
 ) -> Losses:
     before = told.get(charge.stripe_charge_id, Losses(charge=charge))
     return Losses(

@@ -8,11 +8,12 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from marketplace import selectors
-from marketplace.models import Drift, ReconciliationFinding, Refund, SellerTransfer, WebhookEvent
+from marketplace.models import Dispute, Drift, ReconciliationFinding, Refund, SellerTransfer, WebhookEvent
 from marketplace.states import EventStatus, RefundStatus, TransferStatus
 
 # A queue that nobody has touched for so long, or a worker that holds a row for so long after its lease, is not busy.
 LONG = timedelta(hours=1)
+STRIPE_IDS = ("stripe_transfer_id", "stripe_refund_id", "stripe_dispute_id")
 WAITING: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (SellerTransfer, (TransferStatus.PENDING, TransferStatus.FAILED, TransferStatus.REVERSAL_PENDING)),
     (Refund, (RefundStatus.REQUESTED,)),
@@ -32,6 +33,8 @@ def findings() -> Iterator[ReconciliationFinding]:
     for model, status in ((SellerTransfer, TransferStatus.PERMANENTLY_FAILED), (WebhookEvent, EventStatus.FAILED)):
         given_up = model.objects.filter(status=status, next_retry_at=None)
         yield from _each(given_up, Drift.NEEDS_A_PERSON, "waits for a person", F("updated_at"))
+    undecided = Dispute.objects.exclude(last_error_code="")
+    yield from _each(undecided, Drift.NEEDS_A_PERSON, "waits for a person", F("updated_at"))
     yield from _debts()
 
 
@@ -42,7 +45,7 @@ def _each(rows: Any, kind: Drift, what: str, since: F) -> Iterator[Reconciliatio
         yield ReconciliationFinding(
             kind=kind,
             subject=str(row),
-            stripe_id=getattr(row, "stripe_transfer_id", "") or getattr(row, "stripe_refund_id", ""),
+            stripe_id=next((getattr(row, name) for name in STRIPE_IDS if hasattr(row, name)), ""),
             stripe_account_id=row.seller.stripe_account_id if is_transfer else "",
             amount=getattr(row, "amount", None),
             currency=getattr(row, "currency", ""),

@@ -10,7 +10,7 @@ from django.db import transaction
 
 from marketplace.errors import NotAllowedNow, TooMuch
 from marketplace.gateway.contract import DisputeFacts
-from marketplace.models import Dispute, taking_back, together
+from marketplace.models import Dispute, Order, taking_back, together
 from marketplace.services import clawback
 from marketplace.shares import Loss
 
@@ -64,15 +64,8 @@ def record(facts: DisputeFacts, *, actor: str) -> Dispute:
     with together.written_together():
         if known is not None:
             return _update(known, _told(facts, known), found, reason=reason, actor=actor)
-        told = {
-            "order": found.order,
-            "stripe_dispute_id": facts.stripe_dispute_id,
-            "opened_at": facts.opened_at,
-            **_latest(facts),
-            **_grown(facts, None),
-        }
-        counted = _counted(Dispute(**told), found)
-        dispute = Dispute(**told, **counted)
+        dispute = _new(facts, found.order)
+        dispute = _with(dispute, _borne(dispute, found))
         dispute.add(actor=actor, reason=f"first seen at Stripe: {reason}")
         # Now it gets its number, which what is owed for it names.
         together.ask()
@@ -112,12 +105,27 @@ def enter_amount(
     return dispute
 
 
+def foreseen(facts: DisputeFacts, known: Dispute | None, order: Order) -> Dispute | None:
+    """The row as ``record`` would make it, but for who bears it; not saved. None where it says all of this already."""
+    if known is None:
+        return _new(facts, order)
+    told = _told(facts, known)
+    is_news = any(value != getattr(known, name) for name, value in told.items() if name != "stripe_seen_at")
+    return _as_counted(_with(known, told), order) if is_news else None
+
+
 def refuses_refunds(dispute: Dispute) -> bool:
     """Whether Stripe refunds nothing of its charge: 400 ``charge_disputed``."""
     return not dispute.is_charge_refundable and dispute.status not in IN_OUR_FAVOUR
 
 
 # --- What is told -----------------------------------------------------------------------------------------------------
+
+
+def _new(facts: DisputeFacts, order: Order) -> Dispute:
+    """Of which we have not heard before, with what counts of it."""
+    told = {"opened_at": facts.opened_at, **_latest(facts), **_grown(facts, None)}
+    return _as_counted(Dispute(order=order, stripe_dispute_id=facts.stripe_dispute_id, **told), order)
 
 
 def _told(facts: DisputeFacts, known: Dispute) -> dict[str, Any]:
@@ -174,27 +182,29 @@ def _age(said: DisputeFacts | Dispute, at: datetime) -> tuple[Any, ...]:
 # --- What counts ------------------------------------------------------------------------------------------------------
 
 
-def _counted(dispute: Dispute, found: taking_back.Found) -> dict[str, Any]:
-    """What counts as lost by a dispute that is as told, and who bears it."""
-    order = found.order
+def _as_counted(dispute: Dispute, order: Order) -> Dispute:
+    """With what counts as lost by one that is as told, or that a person has to say it."""
     of_order = dispute.amount if dispute.currency == order.currency else dispute.entered_amount
     counts = _counts(dispute)
-    lost = _lost(dispute, of_order) if counts and of_order is not None else 0
-    others = [each for each in found.disputes if each.pk != dispute.pk]
-    sellers = clawback.parts(replace(found, disputes=others), Loss(amount=lost))
     is_unclear = counts and of_order is None
     message = (
         f"{dispute.stripe_dispute_id} is {dispute.amount} {dispute.currency}, order {order.pk} is in {order.currency}:"
         " enter how much of the order it is"
     )
-    return {
+    counted = {
         "order_amount": of_order,
-        "amount_lost": lost,
-        "seller_parts": sellers,
-        "platform_part": lost - sum(sellers.values()),
+        "amount_lost": lost(dispute, of_order) if counts and of_order is not None else 0,
         "last_error_code": ANOTHER_CURRENCY if is_unclear else "",
         "last_error_message": message if is_unclear else "",
     }
+    return _with(dispute, counted)
+
+
+def _borne(dispute: Dispute, found: taking_back.Found) -> dict[str, Any]:
+    """Who bears what is lost by it."""
+    others = [each for each in found.disputes if each.pk != dispute.pk]
+    sellers = clawback.parts(replace(found, disputes=others), Loss(amount=dispute.amount_lost))
+    return {"seller_parts": sellers, "platform_part": dispute.amount_lost - sum(sellers.values())}
 
 
 def _counts(dispute: Dispute) -> bool:
@@ -209,8 +219,10 @@ def _counts(dispute: Dispute) -> bool:
     return settings.DISPUTE_CLAWBACK_ON == FUNDS_WITHDRAWN and is_withdrawn
 
 
-def _lost(dispute: Dispute, of_order: int) -> int:
-    """Less what Stripe gave back and did not take again, in proportion: that may be in a third currency."""
+def lost(dispute: Dispute | DisputeFacts, of_order: int) -> int:
+    """What of so much ``of_order`` one that counts has cost: less what Stripe gave back and did not take again, in
+    proportion, for that may be in a third currency.
+    """
     withdrawn = dispute.amount_withdrawn
     if not withdrawn or not of_order:
         return of_order
@@ -223,16 +235,25 @@ def _lost(dispute: Dispute, of_order: int) -> int:
 
 def _update(dispute: Dispute, told: dict[str, Any], found: taking_back.Found, *, reason: str, actor: str) -> Dispute:
     """The row with what was told, what of it counts now, and what follows for the sellers."""
-    columns = {field.attname: getattr(dispute, field.attname) for field in Dispute._meta.concrete_fields}
-    before = Dispute(**columns)
-    fields = told | _counted(Dispute(**columns | told), found)
-    changed = {name: value for name, value in fields.items() if value != getattr(dispute, name)}
+    before = _with(dispute, {})
+    now = _as_counted(_with(dispute, told), found.order)
+    now = _with(now, _borne(now, found))
+    changed = {name: value for name, value in _columns(now).items() if value != getattr(dispute, name)}
     status = changed.pop("status", None)
     if status is not None:
         dispute.transition(status, reason=reason, actor=actor, **changed)
     elif changed:
         dispute.change(reason=reason, actor=actor, **changed)
     return _follow(dispute, found, before, actor=actor)
+
+
+def _with(dispute: Dispute, told: dict[str, Any]) -> Dispute:
+    """Another of the same columns but for those ``told``."""
+    return Dispute(**_columns(dispute) | told)
+
+
+def _columns(dispute: Dispute) -> dict[str, Any]:
+    return {field.attname: getattr(dispute, field.attname) for field in Dispute._meta.concrete_fields}
 
 
 def _follow(dispute: Dispute, found: taking_back.Found, before: Dispute, *, actor: str) -> Dispute:

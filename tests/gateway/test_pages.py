@@ -145,18 +145,22 @@ def test_a_dispute_comes_with_its_charge_and_what_it_has_withdrawn(gateway: Any,
     dispute = simulator.open_dispute(charge["id"], 4000)
     listed = one(gateway.page_of_disputes(**ALWAYS))
     assert isinstance(listed, ListedDispute)
-    assert (listed.stripe_dispute_id, listed.amount, listed.currency) == (dispute["id"], 4000, "eur")
-    assert (listed.status, listed.withdrawn) == ("needs_response", {"eur": 4000})
+    told = listed.dispute
+    assert (told.stripe_dispute_id, told.amount, told.currency) == (dispute["id"], 4000, "eur")
+    assert (told.stripe_charge_id, told.stripe_payment_intent_id) == (charge["id"], charge["payment_intent"])
+    assert (told.status, told.amount_withdrawn, told.balance_currency) == ("needs_response", 4000, "eur")
+    assert int(told.seen_at.timestamp()) == dispute["created"]
     assert listed.charge is not None
     assert listed.charge.stripe_charge_id == charge["id"]
     simulator.close_dispute(dispute["id"], "won")
-    listed = one(gateway.page_of_disputes(**ALWAYS))
-    assert (listed.status, listed.withdrawn) == ("won", {"eur": 0})
+    told = one(gateway.page_of_disputes(**ALWAYS)).dispute
+    assert (told.status, told.amount_withdrawn, told.amount_reinstated) == ("won", 4000, 4000)
 
 
 def test_an_inquiry_has_withdrawn_nothing(gateway: Any, simulator: Any) -> None:
     simulator.open_dispute(simulator.create_charge(10_000)["id"], withdraw=False)
-    assert one(gateway.page_of_disputes(**ALWAYS)).withdrawn == {}
+    told = one(gateway.page_of_disputes(**ALWAYS)).dispute
+    assert (told.amount_withdrawn, told.is_withdrawn) == (0, False)
 
 
 def test_pages_go_on_from_the_last_one(gateway: Any, simulator: Any, account: str) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from marketplace.models import Drift, Order, Reconciliation, Refund, TransferReversal
-from marketplace.services import clawback
+from marketplace.models import Dispute, Drift, Order, Reconciliation, Refund, TransferReversal
+from marketplace.services import clawback, disputes
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
 from tests.factories import RefundFactory, SellerFactory, SellerTransferFactory
 from tests.reconciliation.conftest import Reconcile, kinds, last_run, only, receive, rewrite, tamper, the_transfer
 from tests.services.conftest import Make
 
 pytestmark = pytest.mark.django_db
-LEAK, NOT_RECORDED = Drift.NOT_CLAWED_BACK, Drift.REFUND_NOT_RECORDED
+LEAK, NOT_RECORDED, DISPUTE = Drift.NOT_CLAWED_BACK, Drift.REFUND_NOT_RECORDED, Drift.DISPUTE_NOT_RECORDED
 
 
 def leaked(found: Any) -> dict[str, tuple[int, str]]:
@@ -102,17 +102,100 @@ def test_what_a_seller_was_never_asked_for_is_a_leak(reconcile: Reconcile, sold:
     assert (found.amount, found.remedy) == (450, "")
 
 
-def test_a_lost_dispute_is_a_leak_to_the_cent(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+def test_a_lost_dispute_whose_events_never_came_is_recorded_and_clawed_back_to_the_cent(
+    reconcile: Reconcile, sold: Make, simulator: Any, work: Any
+) -> None:
     order = sold((3000, 2000))
     dispute = simulator.open_dispute(order.stripe_charge_id, 999)
-    assert reconcile() == []
     simulator.close_dispute(dispute["id"], "lost")
     found = reconcile()
-    assert kinds(found) == [(LEAK, False)] * 2
+    assert kinds(found) == sorted([(DISPUTE, False), (LEAK, False), (LEAK, False)])
     assert leaked(found) == dict(zip(accounts(order), [(539, "eur"), (360, "eur")], strict=True))
     assert sum(amount for amount, _ in leaked(found).values()) == 899
-    assert all(dispute["id"] in each.detail for each in found)
+    assert all(dispute["id"] in each.detail for each in found if each.kind == LEAK)
     assert last_run().counts["disputes"] == 1
+    (told,) = [each for each in found if each.kind == DISPUTE]
+    assert (told.subject, told.stripe_id, told.amount, told.currency) == (str(order), dispute["id"], 999, "eur")
+    assert told.detail == "lost at Stripe, counts for 9.99 EUR; unknown here"
+    assert not Dispute.objects.exists()
+    assert kinds(reconcile(fix=True)) == sorted([(DISPUTE, True), (LEAK, True), (LEAK, True)])
+    row = Dispute.objects.get()
+    assert (row.status, row.amount_lost, row.order) == ("lost", 999, order)
+    assert set(row.history.values_list("pgh_context__actor", flat=True)) == {"reconcile"}
+    work()
+    assert reconcile() == []
+    assert sorted(order.transfers.values_list("amount_reversed", flat=True)) == [360, 539]
+    # The events may come after all, in any order, and change nothing.
+    for type_ in ("charge.dispute.closed", "charge.dispute.created", "charge.dispute.funds_withdrawn"):
+        receive(simulator, type_, dispute["id"])
+    assert TransferReversal.objects.count() == 2
+    assert reconcile() == []
+
+
+def test_an_open_dispute_whose_events_never_came_counts_from_when_the_setting_says(
+    reconcile: Reconcile, sold: Make, simulator: Any, settings: Any
+) -> None:
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
+    settings.DISPUTE_CLAWBACK_ON = "lost"
+    assert reconcile() == []
+    settings.DISPUTE_CLAWBACK_ON = "opened"
+    found = reconcile(fix=True)
+    assert kinds(found) == sorted([(DISPUTE, True), (LEAK, True)])
+    assert leaked(found) == {accounts(order)[0]: (900, "eur")}
+    assert f"needs_response dispute {dispute['id']}" in found[1].detail
+    assert TransferReversal.objects.get().amount == 900
+
+
+def test_a_setting_that_changed_makes_no_drift_of_a_dispute_of_which_all_is_known(
+    reconcile: Reconcile, sold: Make, simulator: Any, settings: Any, work: Any
+) -> None:
+    settings.DISPUTE_CLAWBACK_ON = "lost"
+    dispute = simulator.open_dispute(sold().stripe_charge_id, 1000)
+    for type_ in ("charge.dispute.created", "charge.dispute.funds_withdrawn"):
+        receive(simulator, type_, dispute["id"])
+    settings.DISPUTE_CLAWBACK_ON = "opened"
+    assert reconcile() == []
+
+
+def test_an_inquiry_that_we_have_not_heard_of_is_no_drift(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+    simulator.open_dispute(sold().stripe_charge_id, withdraw=False)
+    assert reconcile() == []
+
+
+@pytest.mark.parametrize("status", ["won", "prevented"])
+def test_a_dispute_won_whose_event_never_came_is_recorded_and_given_back(
+    reconcile: Reconcile, sold: Make, simulator: Any, work: Any, status: str
+) -> None:
+    """Stripe gave the platform its money back, and the sellers' stayed with the platform."""
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
+    receive(simulator, "charge.dispute.funds_withdrawn", dispute["id"])
+    work()
+    assert reconcile() == []
+    simulator.close_dispute(dispute["id"], status)
+    found = only(reconcile(), DISPUTE)
+    assert found.detail == f"{status} at Stripe, counts for 0.00 EUR; needs_response here, counts for 10.00 EUR"
+    only(reconcile(fix=True), DISPUTE, healed=True)
+    work()
+    again = order.transfers.get(gives_back_of__isnull=False)
+    assert (again.amount, again.status) == (900, TransferStatus.COMPLETED)
+    assert reconcile() == []
+
+
+def test_a_dispute_won_and_lost_again_in_the_same_second_as_the_last_event_is_recorded(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
+    """Of one second a win is the newer of the two, among events. What Stripe says now is newer than any."""
+    simulator.clock.freeze()
+    order = sold()
+    dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
+    booked = simulator.close_dispute(dispute["id"], "won")["balance_transactions"]
+    receive(simulator, "charge.dispute.closed", dispute["id"])
+    tamper(simulator, "dispute", dispute["id"], status="lost", balance_transactions=[*booked, booked[0]])
+    assert kinds(reconcile(fix=True)) == sorted([(DISPUTE, True), (LEAK, True)])
+    assert Dispute.objects.get().status == "lost"
+    assert reconcile() == []
 
 
 @pytest.mark.parametrize("status", ["won", "warning_closed"])
@@ -129,12 +212,16 @@ def test_a_dispute_lost_without_money_is_no_leak(reconcile: Reconcile, sold: Mak
     assert reconcile() == []
 
 
-def test_what_was_taken_by_hand_for_a_lost_dispute_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
+def test_what_was_taken_by_hand_for_a_lost_dispute_is_no_leak_and_is_not_taken_again(
+    reconcile: Reconcile, sold: Make, simulator: Any
+) -> None:
     order = sold()
     dispute = simulator.open_dispute(order.stripe_charge_id)
     simulator.close_dispute(dispute["id"], "lost")
     simulator.create_reversal(the_transfer(order).stripe_transfer_id)
     receive(simulator, "transfer.reversed", the_transfer(order).stripe_transfer_id)
+    only(reconcile(fix=True), DISPUTE, healed=True)
+    assert TransferReversal.objects.get().cause == TransferReversal.Cause.SEEN_AT_STRIPE
     assert reconcile() == []
 
 
@@ -145,14 +232,15 @@ def test_a_refund_and_a_lost_dispute_together_take_no_more_than_the_share(
     refund(order, 1000)
     dispute = simulator.open_dispute(order.stripe_charge_id)
     simulator.close_dispute(dispute["id"], "lost")
-    assert only(reconcile(), LEAK).amount == 2700 - 900
+    found = reconcile()
+    assert kinds(found) == sorted([(DISPUTE, False), (LEAK, False)])
+    assert leaked(found) == {accounts(order)[0]: (2700 - 900, "eur")}
 
 
 def test_a_lost_dispute_that_was_recorded_is_no_leak(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
     order = sold()
     dispute = simulator.open_dispute(order.stripe_charge_id, 1000)
     simulator.close_dispute(dispute["id"], "lost")
-    only(reconcile(), LEAK)
     receive(simulator, "charge.dispute.closed", dispute["id"])
     assert TransferReversal.objects.get().amount == 900
     assert reconcile() == []
@@ -170,9 +258,20 @@ def test_what_our_row_says_is_lost_counts_where_it_is_as_new_as_stripes(
 
 
 def test_a_lost_dispute_in_another_currency_is_a_persons(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
-    dispute = simulator.open_dispute(sold().stripe_charge_id, 1000)
+    dispute = simulator.open_dispute(sold().stripe_charge_id, 1000, currency="usd")
     simulator.close_dispute(dispute["id"], "lost")
-    tamper(simulator, "dispute", dispute["id"], currency="usd")
+    found = reconcile(fix=True)
+    assert kinds(found) == sorted([(DISPUTE, True), (Drift.NEEDS_A_PERSON, False)])
+    told = {each.kind: each for each in found}
+    assert "a person has to say how much of the order it is" in told[DISPUTE].detail
+    assert (told[DISPUTE].amount, told[DISPUTE].currency) == (1000, "usd")
+    row = Dispute.objects.get()
+    assert (row.amount_lost, row.last_error_code) == (0, disputes.ANOTHER_CURRENCY)
+    # From now on it is a row of ours that waits.
+    waiting = only(reconcile(fix=True), Drift.NEEDS_A_PERSON)
+    assert (waiting.subject, waiting.stripe_id, waiting.amount) == (str(row), dispute["id"], 1000)
+    assert disputes.ANOTHER_CURRENCY in waiting.detail
+    disputes.enter_amount(dispute_id=row.pk, amount=900, actor="somebody", reason="by the rate of that day")
     assert reconcile() == []
 
 
@@ -185,7 +284,8 @@ def test_a_dispute_opened_before_the_period_is_seen_when_it_is_lost(
     simulator.clock.advance(40 * 86_400)
     simulator.close_dispute(dispute["id"], "lost")
     found = reconcile(since=timezone.now() - timedelta(days=7))
-    assert only(found, LEAK).amount == 2700
+    assert kinds(found) == sorted([(DISPUTE, False), (LEAK, False)])
+    assert leaked(found) == {accounts(order)[0]: (2700, "eur")}
 
 
 def test_an_order_that_knows_its_payment_and_not_its_charge_is_found(
@@ -326,6 +426,41 @@ def test_an_old_dispute_that_was_lost_is_told(reconcile: Reconcile, history: His
     assert leaked(reconcile()) == {seller: (90, "jpy")}
 
 
+def test_an_old_dispute_of_which_money_came_back_takes_the_rest(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    charge, (seller,), _ = history.sale(10_000, (9000,))
+    simulator.close_dispute(simulator.open_dispute(charge, 1000)["id"], "lost", 400)
+    assert leaked(reconcile()) == {seller: (540, "eur")}
+
+
+def test_an_old_dispute_that_was_not_lost_takes_nothing(reconcile: Reconcile, history: History, simulator: Any) -> None:
+    charge, _, _ = history.sale(10_000, (9000,))
+    simulator.open_dispute(charge, 1000)
+    simulator.close_dispute(simulator.open_dispute(charge, 1000)["id"], "won")
+    assert reconcile() == []
+
+
+def test_an_old_dispute_in_another_currency_is_a_persons_and_added_to_nothing(
+    reconcile: Reconcile, history: History, simulator: Any
+) -> None:
+    charge, (seller,), (transfer,) = history.sale(10_000, (9000,))
+    simulator.create_refund(charge, 1000, status="succeeded")
+    dispute = simulator.open_dispute(charge, 150_000, currency="jpy")
+    assert leaked(reconcile()) == {seller: (900, "eur")}
+    simulator.close_dispute(dispute["id"], "lost")
+    found = reconcile(fix=True)
+    assert leaked(found) == {seller: (900, "eur")}
+    (told,) = [each for each in found if each.kind == Drift.NEEDS_A_PERSON]
+    assert (told.subject, told.stripe_id, told.is_healed) == (f"charge {charge}", dispute["id"], False)
+    assert (told.amount, told.currency) == (150_000, "jpy")
+    simulator.create_reversal(transfer, 900)
+    only(reconcile(), Drift.NEEDS_A_PERSON)
+    # Where nothing is left to be taken there is nothing to decide.
+    simulator.create_reversal(transfer)
+    assert reconcile() == []
+
+
 @pytest.mark.parametrize("days", [0, 10])
 def test_an_old_sale_without_sellers_leaks_nothing(
     reconcile: Reconcile, history: History, simulator: Any, days: int
@@ -339,9 +474,12 @@ def test_an_old_sale_without_sellers_leaks_nothing(
     assert reconcile(since=timezone.now() - timedelta(days=1)) == []
 
 
-def test_a_refund_of_no_charge_is_none_of_ours(reconcile: Reconcile, history: History, simulator: Any) -> None:
+def test_what_is_about_no_charge_is_none_of_ours(reconcile: Reconcile, history: History, simulator: Any) -> None:
     charge, _, _ = history.sale(10_000, (9000,))
-    tamper(simulator, "refund", simulator.create_refund(charge, status="succeeded")["id"], charge=None)
+    tamper(simulator, "refund", simulator.create_refund(charge, 5000, status="succeeded")["id"], charge=None)
+    dispute = simulator.open_dispute(charge)
+    simulator.close_dispute(dispute["id"], "lost")
+    tamper(simulator, "dispute", dispute["id"], charge=None)
     assert reconcile() == []
 
 

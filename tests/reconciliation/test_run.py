@@ -67,6 +67,7 @@ def test_broken_off_anywhere_it_goes_on_there_and_finds_the_same(
     assert sorted(each.kind for each in found) == sorted(
         [Drift.MISSING] * len(missing)
         + [Drift.REFUND_NOT_RECORDED] * len(orders)
+        + [Drift.DISPUTE_NOT_RECORDED] * len(orders)
         + [Drift.NOT_CLAWED_BACK] * len(orders)
     )
     counts = last_run().counts
