@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('marketplace', '0021_api_tokens'),
+        ('marketplace', '0022_more_notices'),
     ]
 
     operations = [
