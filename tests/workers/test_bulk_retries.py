@@ -224,6 +224,22 @@ def test_too_many_errors_among_the_last_stop_it(
     assert results(bulk_retry) == ["succeeded", "succeeded", "failed", "failed", "planned"]
 
 
+def test_old_successes_do_not_hide_the_last_errors(
+    at_stripe: Make, begun: Begun, run_reversals: Run, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    monkeypatch.setattr(bulk_steps, "WINDOW", 2)
+    settings.BULK_RETRY_MAX_ERROR_PERCENT = 50
+    for _ in range(3):
+        at_stripe(permanently_failed=True)
+    for _ in range(3):
+        gone()
+    bulk_retry = begun()
+    for _ in range(8):
+        step(bulk_retry)
+        run_reversals()
+    assert (bulk_retry.status, bulk_retry.stop_reason) == ("stopped", "2 of the last 2 failed again; at most 50 % may")
+
+
 def test_old_errors_are_no_reason_to_stop(
     at_stripe: Make, begun: Begun, run_reversals: Run, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
