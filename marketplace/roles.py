@@ -142,7 +142,11 @@ ACTS: tuple[Act, ...] = (
         also=("marketplace.view_sellertransfer",),
         roles=ON_CALL,
         scope=Scope.OPERATE,
-        api=("POST /api/transfers/{id}/retry/", "POST /api/transfers/{id}/try-now/"),
+        api=(
+            "POST /api/transfers/{id}/retry/",
+            "POST /api/transfers/{id}/try-now/",
+            "POST /api/transfers/{id}/stripe-id/",
+        ),
         pages=(
             "marketplace_sellertransfer_retry_one",
             "marketplace_sellertransfer_try_now",

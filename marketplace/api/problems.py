@@ -19,9 +19,11 @@ from marketplace.errors import (
     IllegalTransition,
     MarketplaceError,
     NotAllowedNow,
+    NotNow,
     PlanChanged,
     StaleTransition,
     StillRunning,
+    StripeDenied,
     TooMuch,
 )
 
@@ -34,9 +36,11 @@ STATUS_OF: Mapping[type[MarketplaceError], HTTPStatus] = {
     ConflictingFacts: HTTPStatus.CONFLICT,
     IllegalTransition: HTTPStatus.CONFLICT,
     NotAllowedNow: HTTPStatus.CONFLICT,
+    NotNow: HTTPStatus.SERVICE_UNAVAILABLE,
     PlanChanged: HTTPStatus.CONFLICT,
     StaleTransition: HTTPStatus.CONFLICT,
     StillRunning: HTTPStatus.CONFLICT,
+    StripeDenied: HTTPStatus.BAD_GATEWAY,
     TooMuch: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 DATABASE_AWAY = "The database does not answer. Nothing was changed; try again in a moment."
@@ -82,6 +86,8 @@ def handle(exception: Exception, _context: Mapping[str, Any]) -> JsonResponse | 
             body = problem(503, DATABASE_AWAY, kind="database-away")
         case MarketplaceError() if type(exception) in STATUS_OF:
             body = problem(STATUS_OF[type(exception)], exception.message, kind=_kind(exception))
+            if isinstance(exception, NotNow):
+                headers["Retry-After"] = str(math.ceil(exception.details.get("seconds", 5)))
         case exceptions.APIException():
             headers = _headers(exception)
             body = _of_framework(exception)

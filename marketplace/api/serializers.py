@@ -668,6 +668,12 @@ class ReasonSerializer(StrictSerializer):
     reason = TextField(max_length=500, help_text="Why; it stays in the row's history.")
 
 
+class StripeTransferIdSerializer(ReasonSerializer):
+    stripe_transfer_id = serializers.RegexField(
+        r"^tr_[A-Za-z0-9_]{1,200}$", help_text="`tr_…`, as Stripe has it.", max_length=203
+    )
+
+
 class ReplayByTypeSerializer(ReasonSerializer):
     type = serializers.ChoiceField(sorted(inbox.HANDLERS), help_text="Events of this type.")
     status = serializers.ChoiceField(

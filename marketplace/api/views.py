@@ -383,6 +383,55 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         return self._act(request, pk, "retry_sellertransfer", transfers.try_now)
 
     @extend_schema(
+        summary="Enter the Stripe id that a transfer of an older system lacks",
+        description="Stripe is asked first: amount, currency and account have to be the row's, and it must not have"
+        " been made for another row. It cannot be changed afterwards; retry the transfer then. Needs the permission"
+        " `marketplace.retry_sellertransfer`.",
+        request=serializers.StripeTransferIdSerializer,
+        examples=[
+            OpenApiExample(
+                "Found in Stripe's dashboard",
+                value={"stripe_transfer_id": "tr_1OxExample", "reason": "the only one of order 13's transfer group"},
+                request_only=True,
+            )
+        ],
+        responses={
+            200: serializers.TransferDetailSerializer,
+            (409, CONTENT_TYPE): problem(
+                "It has its id or waits for none; or at Stripe it is another transfer, or none.",
+                ("It has one", 409, "not-allowed-now", "transfer 7 has its id: tr_1OxExample"),
+                (
+                    "Another",
+                    409,
+                    "conflicting-facts",
+                    "tr_1OxExample is another transfer: its operation_id at Stripe is 6f1d3a52-…",
+                ),
+            ),
+            (502, CONTENT_TYPE): problem(
+                "Stripe refuses our key.", ("Denied", 502, "stripe-denied", "The key lacks the permission to read it.")
+            ),
+            (503, CONTENT_TYPE): problem(
+                "Stripe does not answer; `Retry-After` says when to come again. Nothing was written.",
+                ("No answer", 503, "not-now", "Stripe did not say what tr_1OxExample is, try again: timeout"),
+            ),
+        },
+    )
+    @action(detail=True, methods=["post"], url_path="stripe-id")
+    def stripe_id(self, request: Request, pk: int) -> Response:
+        transfer = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, "marketplace.retry_sellertransfer")
+        body = serializers.StripeTransferIdSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        transfers.enter_transfer_id(
+            transfer_id=transfer.pk,
+            if_version=expected(request),
+            found=transfers.look_up(body.validated_data["stripe_transfer_id"], throttle.gateway()),
+            actor=f"user:{request.user.get_username()}",
+            reason=body.validated_data["reason"],
+        )
+        return self.answer(self.get_queryset().get(pk=pk))
+
+    @extend_schema(
         summary="Decline to pay a seller again",
         description="Of a transfer that gives back (`gives_back_of`) and waits for a person: the platform keeps the"
         " money, for good. A retry pays it instead. Needs the permission `marketplace.decline_sellertransfer`.",

@@ -414,7 +414,9 @@ def why_no_id(transfer: SellerTransfer) -> str:
     return ""
 
 
-def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, reason: str) -> SellerTransfer:
+def enter_transfer_id(
+    *, transfer_id: int, found: TransferFacts, actor: str, reason: str, if_version: frozenset[str] | None = None
+) -> SellerTransfer:
     """Give a row of an older system its ``tr_…``, so that its reversal can be retried; committed on return.
 
     ``found`` is what Stripe says of it, by ``look_up``: under another's id the retry would take the money from somebody
@@ -422,6 +424,7 @@ def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, rea
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
+        ChangedMeanwhile: its version is none of ``if_version``.
         NotAllowedNow: the row has an id, or does not wait for one.
         ConflictingFacts: at Stripe it is another transfer than the row says, or another row has it.
 
@@ -429,6 +432,7 @@ def enter_transfer_id(*, transfer_id: int, found: TransferFacts, actor: str, rea
     try:
         with transaction.atomic(durable=True):
             transfer = SellerTransfer.locked(transfer_id)
+            transfer.require_version(if_version)
             if refusal := why_no_id(transfer):
                 raise NotAllowedNow(refusal)
             _require_same(transfer, found)
