@@ -30,6 +30,8 @@ class Drift(models.TextChoices):
     LEDGER_DIFFERS = "ledger_differs", _("Stripe's ledger differs")
     # Our rows do not say what Stripe says of a refund: that it succeeded, or that it failed.
     REFUND_NOT_RECORDED = "refund_not_recorded", _("refund not recorded")
+    # Amount or currency.
+    REFUND_DIFFERS = "refund_differs", _("refund differs")
     # Our rows do not say what counts as lost by a dispute, as Stripe says it now.
     DISPUTE_NOT_RECORDED = "dispute_not_recorded", _("dispute not recorded")
     # A buyer has the money back, and a seller has not given its part.
@@ -81,12 +83,12 @@ class Reconciliation(models.Model):
 
 
 class ReconciliationSubject(models.Model):
-    """A transfer or a charge at Stripe that was seen in a run; gone when it is finished."""
+    """A transfer, refund or charge at Stripe that was seen in a run; gone when it is finished."""
 
     run = models.ForeignKey(
         Reconciliation, verbose_name=_("reconciliation"), on_delete=models.PROTECT, related_name="subjects"
     )
-    stripe_id = models.CharField(_("at Stripe"), max_length=255, help_text=_("tr_… or ch_…."))
+    stripe_id = models.CharField(_("at Stripe"), max_length=255, help_text=_("tr_…, re_… or ch_…."))
     # Of transfers only: what the clawback of a charge without rows is computed from.
     destination = models.CharField(_("destination"), max_length=255, blank=True, default="")
     source_transaction = models.CharField(_("source transaction"), max_length=255, blank=True, default="")

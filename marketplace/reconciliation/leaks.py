@@ -70,6 +70,23 @@ def unrecorded(order: Order, refunds: Iterable[RefundFacts]) -> list[RefundFacts
     return found
 
 
+def differing(order: Order, refunds: Iterable[RefundFacts]) -> list[tuple[Refund, RefundFacts]]:
+    """Of which our row has another amount or currency."""
+    found = [(_row(order, facts), facts) for facts in refunds]
+    return [
+        (row, facts)
+        for row, facts in found
+        if row is not None and (row.amount, row.currency) != (facts.amount, facts.currency)
+    ]
+
+
+def unlisted(order: Order, refunds: Iterable[RefundFacts]) -> list[Refund]:
+    """Refunds of ours that Stripe does not have among all those of the charge; of one that failed no money moved."""
+    listed = {facts.stripe_refund_id for facts in refunds}
+    ours = [each for each in order.refunds.all() if each.stripe_refund_id and each.stripe_refund_id not in listed]
+    return [each for each in ours if each.status not in clawback.NOT_REFUNDED]
+
+
 def _row(order: Order, facts: RefundFacts) -> Refund | None:
     rows = list(order.refunds.all())
     by_id = next((each for each in rows if each.stripe_refund_id == facts.stripe_refund_id), None)

@@ -21,6 +21,7 @@ from marketplace.gateway.contract import (
     BookedFacts,
     ChargeFacts,
     ListedTransfer,
+    RefundFacts,
     ReversalFacts,
     TransferFacts,
 )
@@ -99,19 +100,22 @@ class SecondLook:
 
     def _charge(self, subject: ReconciliationSubject) -> list[ReconciliationFinding]:
         told = self._losses(subject.stripe_id)
-        if told is None:
-            return []
-        order = rows.of_charges([told.charge]).get(subject.stripe_id)
-        paid = [] if order is not None else self._paid(subject, told.charge)
+        intent = told.charge.stripe_payment_intent_id if told is not None else ""
+        order = rows.of_charges({subject.stripe_id: intent}).get(subject.stripe_id)
+        paid = self._paid(subject, told.charge) if order is None and told is not None else []
         order_id = order.pk if order is not None else _order_id_of(paid)
         if order_id is None:
-            return _of_history(told, paid)
-
-        def look() -> list[ReconciliationFinding]:
-            return _of_order(rows.order(order_id), told)
+            return _of_history(told, paid) if told is not None else []
 
         if rows.order_moved(rows.order(order_id), subject.noted_at, rows.now()):
             raise InMotion
+        if told is None:
+            return _missing_refunds(rows.order(order_id), [])
+
+        def look() -> list[ReconciliationFinding]:
+            order = rows.order(order_id)
+            return _of_order(order, told) + _missing_refunds(order, told.refunds)
+
         return self._healed(look, lambda finding: _heal_order(finding, told, order_id))
 
     def _losses(self, stripe_charge_id: str) -> Losses | None:
@@ -258,6 +262,17 @@ def _of_order(order: Order, told: Losses) -> list[ReconciliationFinding]:
     ]
     found += [
         ReconciliationFinding(
+            kind=Drift.REFUND_DIFFERS,
+            subject=str(row),
+            stripe_id=facts.stripe_refund_id,
+            amount=abs(facts.amount - row.amount),
+            currency=row.currency,
+            detail=f"{row.amount} {row.currency} here, {facts.amount} {facts.currency} at Stripe",
+        )
+        for row, facts in leaks.differing(order, told.refunds)
+    ]
+    found += [
+        ReconciliationFinding(
             kind=Drift.DISPUTE_NOT_RECORDED,
             subject=str(order),
             stripe_id=each.facts.stripe_dispute_id,
@@ -274,6 +289,21 @@ def _of_order(order: Order, told: Losses) -> list[ReconciliationFinding]:
         finding.remedy = " and ".join(remedies)
         found.append(finding)
     return found
+
+
+def _missing_refunds(order: Order, listed: Sequence[RefundFacts]) -> list[ReconciliationFinding]:
+    """``listed`` are all that Stripe has of the order's charge."""
+    return [
+        ReconciliationFinding(
+            kind=Drift.MISSING,
+            subject=str(row),
+            stripe_id=row.stripe_refund_id,
+            amount=row.amount,
+            currency=row.currency,
+            detail=f"{row.status} here, Stripe has no such refund of {order.stripe_charge_id}",
+        )
+        for row in leaks.unlisted(order, listed)
+    ]
 
 
 def _of_dispute(news: leaks.DisputeNews, order: Order) -> str:

@@ -1,14 +1,16 @@
 """Our rows as a reconciliation reads them: unlocked, for nothing is decided here. And whether they move."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.db import connection
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from marketplace.gateway.contract import ChargeFacts, TransferFacts
-from marketplace.models import Order, SellerTransfer
+from marketplace.gateway.contract import TransferFacts
+from marketplace.models import Order, Reconciliation, ReconciliationSubject, Refund, SellerTransfer
 from marketplace.reconciliation.comparing import Ours, operation_of
+from marketplace.services import clawback
 
 
 def now() -> datetime:
@@ -48,11 +50,24 @@ def unseen(run_id: int, *, since: datetime | None, after: int, limit: int) -> li
     rows = SellerTransfer.objects.filter(pk__gt=after).exclude(stripe_transfer_id="")
     if since is not None:
         rows = rows.filter(Q(created_at__gte=since) | Q(updated_at__gte=since, amount_reversed__gt=0))
-    seen = "SELECT FROM marketplace_reconciliationsubject AS seen WHERE seen.run_id = %s AND seen.stripe_id ="
-    rows = rows.extra(  # noqa: S610 - names of our own
-        where=[f"NOT EXISTS ({seen} marketplace_sellertransfer.stripe_transfer_id)"], params=[run_id]
-    )
+    rows = rows.filter(_unseen(run_id, "stripe_transfer_id"))
     return list(rows.order_by("pk").values_list("pk", "stripe_transfer_id")[:limit])
+
+
+def unseen_refunds(run: Reconciliation, *, after: int, limit: int) -> list[tuple[int, str]]:
+    """(pk, ``ch_…`` of its order), in that order, of refunds of the period that did not fail, and that Stripe did not
+    show.
+    """
+    rows = Refund.objects.filter(pk__gt=after, created_at__lte=run.until).exclude(stripe_refund_id="")
+    rows = rows.exclude(status__in=clawback.NOT_REFUNDED).exclude(order__stripe_charge_id="")
+    if run.since is not None:
+        rows = rows.filter(created_at__gte=run.since)
+    rows = rows.filter(_unseen(run.pk, "stripe_refund_id"))
+    return list(rows.order_by("pk").values_list("pk", "order__stripe_charge_id")[:limit])
+
+
+def _unseen(run_id: int, name: str) -> Any:
+    return ~Exists(ReconciliationSubject.objects.filter(run=run_id, stripe_id=OuterRef(name)))
 
 
 # --- Orders -----------------------------------------------------------------------------------------------------------
@@ -62,15 +77,13 @@ def _orders() -> QuerySet[Order]:
     return Order.objects.prefetch_related("refunds", "disputes", "transfers__seller", "transfers__reversals")
 
 
-def of_charges(charges: Sequence[ChargeFacts]) -> dict[str, Order]:
-    """By ``ch_…``: the order that was paid by it. One look-up after the other, each by its index."""
-    by_charge = _orders().filter(stripe_charge_id__in=[each.stripe_charge_id for each in charges])
+def of_charges(charges: Mapping[str, str]) -> dict[str, Order]:
+    """By ``ch_…``: the order that was paid by it, or by its payment intent, which is given with each, or is empty. One
+    look-up after the other, each by its index.
+    """
+    by_charge = _orders().filter(stripe_charge_id__in=list(charges))
     found = {order.stripe_charge_id: order for order in by_charge}
-    left = {
-        each.stripe_payment_intent_id: each.stripe_charge_id
-        for each in charges
-        if each.stripe_charge_id not in found and each.stripe_payment_intent_id
-    }
+    left = {intent: charge for charge, intent in charges.items() if charge not in found and intent}
     if left:
         for order in _orders().filter(stripe_payment_intent_id__in=left):
             found[left[order.stripe_payment_intent_id]] = order

@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 # A dispute may be lost so long after it was opened, and tells of it by no date.
 DISPUTES_LAST = timedelta(days=180)
+# So long after it succeeded a refund may fail (docs.stripe.com/refunds#failed-refunds): lists tell of it by no date.
+REFUNDS_MAY_FAIL = timedelta(days=30)
 # What was found is kept so long.
 KEPT = timedelta(days=90)
 
@@ -135,7 +137,7 @@ class Reconciler:
         )
 
     def weigh_refunds(self) -> None:
-        since, until = self._period()
+        since, until = self._period(before=REFUNDS_MAY_FAIL)
         page = self._reader.ask(
             lambda: self.gateway.page_of_refunds(since=since, until=until, starting_after=self.run.cursor)
         )
@@ -143,14 +145,14 @@ class Reconciler:
         for each in page.items:
             if each.charge is not None:
                 told[each.charge.stripe_charge_id] = _with(told, each.charge, refund=each.refund)
-        self._weighed(told)
+        seen = [ReconciliationSubject(run=self.run, stripe_id=each.refund.stripe_refund_id) for each in page.items]
+        self._weighed(told, seen)
         self._done(page.last_id if page.has_more else "", {"refunds": len(page.items)})
 
     def weigh_disputes(self) -> None:
-        since, until = self._period()
-        opened_since = max(since - int(DISPUTES_LAST.total_seconds()), 0)
+        since, until = self._period(before=DISPUTES_LAST)
         page = self._reader.ask(
-            lambda: self.gateway.page_of_disputes(since=opened_since, until=until, starting_after=self.run.cursor)
+            lambda: self.gateway.page_of_disputes(since=since, until=until, starting_after=self.run.cursor)
         )
         told: dict[str, Losses] = {}
         for each in page.items:
@@ -159,20 +161,23 @@ class Reconciler:
         self._weighed(told)
         self._done(page.last_id if page.has_more else "", {"disputes": len(page.items)})
 
-    def _weighed(self, told: Mapping[str, Losses]) -> None:
+    def _weighed(self, told: Mapping[str, Losses], seen: Iterable[ReconciliationSubject] = ()) -> None:
         """Charges of which a seller may not have given its part; the second look computes it from all there is."""
-        orders = rows.of_charges([each.charge for each in told.values()])
+        orders = rows.of_charges({name: each.charge.stripe_payment_intent_id for name, each in told.items()})
         suspects = set()
         for stripe_id, losses in told.items():
             order = orders.get(stripe_id)
             if self._may_leak(losses) if order is None else looking.is_suspect(order, losses):
                 suspects.add(stripe_id)
-        self._note([], suspects)
+        self._note(seen, suspects)
 
     def _may_leak(self, told: Losses) -> bool:
         charge = told.charge
+        since, _ = self._period()
+        # One that was made before may have failed since: then less is due than before, not more.
+        is_refunded = any(each.seen_at.timestamp() >= since for each in told.refunds)
         disputed = sum(leaks.lost(charge, each) for each in told.disputes)
-        if not (told.refunds or disputed or leaks.unclear(told)):
+        if not (is_refunded or disputed or leaks.unclear(told)):
             return False
         if leaks.unclear(told) or (self.run.since is not None and charge.created_at < self.run.since):
             # Its transfers may be older than what was seen: Stripe is asked for them.
@@ -190,6 +195,13 @@ class Reconciler:
         after = int(self.run.cursor or 0)
         found = rows.unseen(self.run.pk, since=self.run.since, after=after, limit=LARGEST_PAGE)
         self._note([], {stripe_id for _, stripe_id in found})
+        self._done(str(found[-1][0]) if len(found) == LARGEST_PAGE else "", {"rows_not_listed": len(found)})
+
+    def note_unlisted_refunds(self) -> None:
+        """Their charges are asked for, with all their refunds, by the second look."""
+        after = int(self.run.cursor or 0)
+        found = rows.unseen_refunds(self.run, after=after, limit=LARGEST_PAGE)
+        self._note([], {charge for _, charge in found})
         self._done(str(found[-1][0]) if len(found) == LARGEST_PAGE else "", {"rows_not_listed": len(found)})
 
     def look_again(self) -> None:
@@ -221,8 +233,9 @@ class Reconciler:
 
     # --- What is done -----------------------------------------------------------------------------------------
 
-    def _period(self) -> tuple[int, int]:
-        since = 0 if self.run.since is None else max(int(self.run.since.timestamp()), 0)
+    def _period(self, *, before: timedelta = timedelta(0)) -> tuple[int, int]:
+        """Stripe's, in seconds; from so long ``before`` on."""
+        since = 0 if self.run.since is None else max(int((self.run.since - before).timestamp()), 0)
         return since, int(self.run.until.timestamp())
 
     def _note(self, seen: Iterable[ReconciliationSubject], suspects: set[str]) -> None:
@@ -290,6 +303,7 @@ STEPS: Mapping[str, Callable[[Reconciler], None]] = {
     "refunds": Reconciler.weigh_refunds,
     "disputes": Reconciler.weigh_disputes,
     "rows": Reconciler.note_unlisted,
+    "refund_rows": Reconciler.note_unlisted_refunds,
     "looking_again": Reconciler.look_again,
     "looking_once_more": Reconciler.look_once_more,
     "own": Reconciler.look_at_own,

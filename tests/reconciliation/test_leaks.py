@@ -67,6 +67,99 @@ def test_a_refund_that_failed_and_counts_here_is_recorded_and_given_back(
     assert reconcile() == []
 
 
+@pytest.mark.parametrize(("days", "is_seen"), [(29, True), (38, False)])
+def test_a_refund_of_before_the_period_that_failed_in_it_is_recorded(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any, days: int, is_seen: bool
+) -> None:
+    """The bank may give it back for 30 days. Lists have no date of that, only that of the refund."""
+    simulator.clock.freeze(timezone.now().timestamp() - days * 86_400)
+    made = refund(sold())
+    Refund.objects.update(created_at=timezone.now() - timedelta(days=days))
+    simulator.clock.advance(days * 86_400)
+    simulator.fail_refund(made["id"])
+    found = reconcile(since=timezone.now() - timedelta(days=7), fix=True)
+    assert kinds(found) == [(NOT_RECORDED, True)] * is_seen
+
+
+def test_an_old_refund_of_an_old_sale_is_not_looked_at_in_each_run(
+    reconcile: Reconcile, history: "History", simulator: Any
+) -> None:
+    simulator.clock.freeze(timezone.now().timestamp() - 20 * 86_400)
+    charge, _, _ = history.sale(10_000, (9000,))
+    simulator.create_refund(charge, 1000, status="succeeded")
+    simulator.clock.advance(20 * 86_400)
+    assert reconcile(since=timezone.now() - timedelta(days=7)) == []
+    assert last_run().counts["refunds"] == 1
+    assert "looked_at_again" not in last_run().counts
+    simulator.create_refund(charge, 1000, status="succeeded")
+    assert only(reconcile(since=timezone.now() - timedelta(days=7)), LEAK).amount == 1800
+
+
+def test_a_refund_of_another_amount_than_ours_is_told(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any
+) -> None:
+    made = refund(sold(), 1000)
+    tamper(simulator, "refund", made["id"], amount=900)
+    found = only(reconcile(fix=True), Drift.REFUND_DIFFERS)
+    row = Refund.objects.get()
+    assert (found.subject, found.stripe_id) == (str(row), made["id"])
+    assert (found.amount, found.currency, found.detail) == (100, "eur", "1000 eur here, 900 eur at Stripe")
+
+
+def test_a_refund_that_stripe_does_not_have_is_missing(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any, work: Any
+) -> None:
+    """Also of a charge of which Stripe lists another one, and nothing else."""
+    alone, one_of_two = refund(sold(), 1000), refund(order := sold(), 1000)
+    refund(order, 500)
+    failed = refund(order, 100)
+    simulator.fail_refund(failed["id"])
+    receive(simulator, "refund.failed", failed["id"])
+    work()
+    assert reconcile() == []
+    forget_refund(simulator, failed["id"])
+    forget_refund(simulator, alone["id"])
+    forget_refund(simulator, one_of_two["id"])
+    found = reconcile(fix=True)
+    assert kinds(found) == [(Drift.MISSING, False)] * 2
+    assert {each.stripe_id for each in found} == {alone["id"], one_of_two["id"]}
+    row = Refund.objects.get(stripe_refund_id=alone["id"])
+    told = {each.stripe_id: each for each in found}[alone["id"]]
+    assert (told.subject, told.amount, told.currency) == (str(row), 1000, "eur")
+    assert told.detail == f"succeeded here, Stripe has no such refund of {row.order.stripe_charge_id}"
+    assert last_run().counts["rows_not_listed"] == 2
+    assert last_run().counts["refunds"] == 1
+
+
+def test_a_refund_that_failed_or_is_of_before_the_period_is_not_missed(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any
+) -> None:
+    failed, old = refund(sold()), refund(sold())
+    simulator.fail_refund(failed["id"])
+    receive(simulator, "refund.failed", failed["id"])
+    for each in (failed, old):
+        forget_refund(simulator, each["id"])
+    Refund.objects.filter(stripe_refund_id=old["id"]).update(created_at=timezone.now() - timedelta(days=8))
+    assert reconcile(since=timezone.now() - timedelta(days=7)) == []
+    assert only(reconcile(), Drift.MISSING).stripe_id == old["id"]
+
+
+def test_a_refund_recorded_late_is_found_at_stripe_by_the_second_look(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any
+) -> None:
+    simulator.clock.freeze(timezone.now().timestamp() - 60 * 86_400)
+    refund(sold())
+    simulator.clock.advance(60 * 86_400)
+    assert reconcile(since=timezone.now() - timedelta(days=7)) == []
+    # And the transfer.
+    assert last_run().counts["looked_at_again"] == 2
+
+
+def forget_refund(simulator: Any, stripe_id: str) -> None:
+    with simulator.core.world.transaction() as world:
+        world.store.remove(world.platform, "refund", stripe_id)
+
+
 def test_a_success_that_came_after_the_last_event_we_heard_is_recorded(
     reconcile: Reconcile, sold: Make, simulator: Any
 ) -> None:
@@ -93,9 +186,11 @@ def test_one_that_we_ask_stripe_for_is_the_workers(reconcile: Reconcile, sold: M
     assert reconcile() == []
 
 
-def test_what_a_seller_was_never_asked_for_is_a_leak(reconcile: Reconcile, sold: Make, refund: Any) -> None:
+def test_what_a_seller_was_never_asked_for_is_a_leak(
+    reconcile: Reconcile, sold: Make, refund: Any, simulator: Any
+) -> None:
     order = sold()
-    refund(order, 1000)
+    tamper(simulator, "refund", refund(order, 1000)["id"], amount=1500)
     rewrite(Refund.objects.get(), amount=1500, seller_parts=None, platform_part=None)
     # As though 15.00 had been recorded with 9.00 asked for.
     found = only(reconcile(fix=True), LEAK)
