@@ -17,11 +17,10 @@ from django.db.models.functions import Now
 from marketplace import hourly, selectors
 from marketplace.models import CircuitBreaker, Refund, RequestAllowance, WebhookEvent, WorkerHeartbeat
 from marketplace.models.figures import What
-from marketplace.states import EventStatus, RefundStatus, ReversalStatus
+from marketplace.states import OPEN_REFUNDS, EventStatus, ReversalStatus
 
 # --- What is open -----------------------------------------------------------------------------------------------------
 
-OPEN_REFUNDS = (RefundStatus.REQUESTED, RefundStatus.PENDING, RefundStatus.REQUIRES_ACTION)
 # How long money has been owed: up to so much. The last has no end.
 AGES: Mapping[str, timedelta | None] = {
     "1h": timedelta(hours=1),

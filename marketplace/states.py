@@ -155,6 +155,8 @@ ALLOWED_TRANSITIONS: Transitions[TransferStatus] = _transitions(
 
 # A worker takes these up again at their next time.
 IN_MOTION = frozenset({_T.PENDING, _T.FAILED, _T.REVERSAL_PENDING})
+# Here and below: something is still to be done about these. Partial indexes hold them, so that lists find them at once.
+OPEN_TRANSFERS = IN_MOTION | {_T.PERMANENTLY_FAILED}
 
 _V = ReversalStatus
 REVERSAL_TRANSITIONS: Transitions[ReversalStatus] = _transitions(
@@ -166,6 +168,7 @@ REVERSAL_TRANSITIONS: Transitions[ReversalStatus] = _transitions(
         _V.CANCELED: set(),
     }
 )
+OPEN_REVERSALS = frozenset({_V.PENDING, _V.FAILED})
 
 _R = RefundStatus
 # Stripe may move a refund between any two of its own states but out of the final ones (docs.stripe.com/refunds): a
@@ -180,6 +183,7 @@ REFUND_TRANSITIONS: Transitions[RefundStatus] = _transitions(
         _R.CANCELED: set(),
     }
 )
+OPEN_REFUNDS = frozenset({_R.REQUESTED, _R.PENDING, _R.REQUIRES_ACTION})
 
 _O = OrderStatus
 # A refund that fails after it had succeeded takes the order back a step.

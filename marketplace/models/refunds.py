@@ -176,6 +176,10 @@ class Refund(Lifecycle, Work):
                 include=["currency", "amount"],
                 condition=Q(status__in=["requested", "pending", "requires_action"]),
             ),
+            # A list of what is rare: without it every row would be looked at.
+            models.Index(
+                name="refunds_of_no_avail", fields=["status", "-id"], condition=Q(status__in=["failed", "canceled"])
+            ),
         ]
 
     def __str__(self) -> str:

@@ -400,6 +400,15 @@ class SellerTransfer(Lifecycle, Work):
                 include=["failed_leg", "currency", "amount", "amount_reversed"],
                 condition=Q(status__in=["pending", "failed", "reversal_pending", "permanently_failed"]),
             ),
+            # Lists of what is rare among all: without them every row would be looked at.
+            models.Index(
+                name="transfers_with_error", fields=["last_error_code", "-id"], condition=~Q(last_error_code="")
+            ),
+            models.Index(
+                name="transfers_of_rare_status",
+                fields=["status", "-id"],
+                condition=Q(status__in=["partially_reversed", "canceled"]),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -654,6 +663,8 @@ class TransferReversal(Lifecycle):
                 include=["currency", "cause", "amount", "created_at", "in_place_of"],
                 condition=Q(status="succeeded"),
             ),
+            # A list of what is rare: without it every row would be looked at.
+            models.Index(name="reversals_canceled", fields=["-id"], condition=Q(status="canceled")),
         ]
 
     def __str__(self) -> str:

@@ -90,6 +90,9 @@ class WebhookEvent(Lifecycle, Work):
             # Those of which the effect is missing.
             models.Index(name="events_failed", fields=["-id"], condition=Q(status="failed")),
             models.Index(name="events_by_type", fields=["type", "-id"]),
+            models.Index(
+                name="events_by_account", fields=["stripe_account_id", "-id"], condition=~Q(stripe_account_id="")
+            ),
         ]
 
     def __str__(self) -> str:
