@@ -1,9 +1,11 @@
 """Read-only questions that several callers ask: the statistics, the metrics, the admin's front page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -22,7 +24,10 @@ from marketplace.models import (
     WebhookEvent,
     WorkerHeartbeat,
 )
+from marketplace.money import LARGEST_AMOUNT
 from marketplace.states import BulkRetryItemStatus, BulkRetryStatus, EventStatus, RefundStatus, TransferStatus
+
+M = TypeVar("M", bound=Model)
 
 # Statuses in which a worker has to do something, by the work's name.
 QUEUES: Mapping[str, tuple[type[Model], tuple[str, ...]]] = {
@@ -40,6 +45,8 @@ BREAKERS = tuple(work for work in SERVED_AS.values() if work != "event")
 # How often a running worker shows that it lives, and after how long without a sign it is taken for dead.
 HEARTBEAT_INTERVAL = timedelta(seconds=30)
 DEAD_AFTER = 3 * HEARTBEAT_INTERVAL
+# Of the largest number that a row may have; longer texts need not be read as numbers.
+MOST_DIGITS = len(str(LARGEST_AMOUNT))
 
 
 def now() -> datetime:
@@ -105,6 +112,24 @@ def living_workers() -> dict[str, int]:
 def refund_by_request(*, requested_by: User, request_key: str) -> Refund | None:
     """What an earlier request with the same Idempotency-Key made."""
     return Refund.objects.filter(requested_by=requested_by, request_key=request_key).first()
+
+
+# --- Looking for one --------------------------------------------------------------------------------------------------
+
+
+def numbered(text: str) -> list[Q]:
+    """The row of this number, where the text is one."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) <= LARGEST_AMOUNT
+    return [Q(pk=int(text))] if is_number else []
+
+
+def found_by(rows: QuerySet[M, M], alternatives: Iterable[Q]) -> QuerySet[M, M]:
+    """Those of ``rows`` to which any of the alternatives applies; each should have an index.
+
+    Each is asked for by itself first: of an OR over several columns and tables PostgreSQL would read all rows.
+    """
+    found = [each for each in alternatives if rows.filter(each).exists()]
+    return rows.filter(reduce(or_, found)) if found else rows.none()
 
 
 # --- Bulk retries -----------------------------------------------------------------------------------------------------

@@ -97,7 +97,11 @@ def one_of(choices: Any, **kwargs: Any) -> django_filters.MultipleChoiceFilter:
     """Any of several: ``?status=failed&status=pending``."""
     message = f"%(value)s is not known: expected one of {', '.join(choices.values)}"
     return django_filters.MultipleChoiceFilter(
-        choices=choices.choices, error_messages={"invalid_choice": message}, **kwargs
+        choices=choices.choices,
+        # A column has one value, so no row is found twice.
+        distinct=False,
+        error_messages={"invalid_choice": message},
+        **kwargs,
     )
 
 
@@ -140,18 +144,14 @@ class Searching(FilterSet):
     search_names: tuple[str, ...] = ()
 
     def find(self, rows: QuerySet[Any], _name: str, value: str) -> QuerySet[Any]:
-        found = self.matching(value)
-        if value.isascii() and value.isdigit() and int(value) <= LARGEST_AMOUNT:
-            found |= Q(pk=int(value))
-        return rows.filter(found)
+        return selectors.found_by(rows, self.matching(value))
 
-    def matching(self, value: str) -> Q:
-        found = Q()
-        for name in self.search_ids:
-            found |= Q((name, value))
-        for name in self.search_names:
-            found |= Q((f"{name}__icontains", value))
-        return found
+    def matching(self, value: str) -> list[Q]:
+        return [
+            *selectors.numbered(value),
+            *(Q((name, value)) for name in self.search_ids),
+            *(Q((f"{name}__icontains", value)) for name in self.search_names),
+        ]
 
 
 class Created(FilterSet):
@@ -212,15 +212,11 @@ class TransferFilter(Searching, Created):
     order = IdFilter(field_name="order_id")
     seller = IdFilter(field_name="seller_id")
     failed_leg = one_of(SellerTransfer.Leg)
-    search_ids = ("stripe_transfer_id",)
+    search_ids = ("stripe_transfer_id", "reversals__stripe_reversal_id")
 
     class Meta:
         model = SellerTransfer
         fields: tuple[str, ...] = ()
-
-    def matching(self, value: str) -> Q:
-        reversals = TransferReversal.objects.filter(transfer=OuterRef("pk"), stripe_reversal_id=value)
-        return super().matching(value) | Q(Exists(reversals))
 
 
 class ReversalFilter(Searching, Created):

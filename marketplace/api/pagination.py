@@ -34,15 +34,20 @@ class KeysetPagination(BasePagination):
         if cursor is not None:
             value, pk = self._decode(cursor, queryset.model, name)
             beyond = "lt" if is_falling else "gt"
-            queryset = queryset.filter(Q((f"{name}__{beyond}", value)) | Q((name, value), (f"pk__{beyond}", pk)))
+            # An index leads to where the first condition begins; the second leaves out what was shown of equal ones.
+            queryset = queryset.filter(
+                Q((f"{name}__{beyond}e", value)), Q((f"{name}__{beyond}", value)) | Q((f"pk__{beyond}", pk))
+            )
         sign = "-" if is_falling else ""
-        # One row more tells whether there is a next page.
-        rows = list(queryset.order_by(f"{sign}{name}", f"{sign}pk")[: self.page_size + 1])
+        # Keys first: an index may hold all that they are found and ordered by. One more tells whether there is another
+        # page.
+        keys = list(queryset.order_by(f"{sign}{name}", f"{sign}pk").values_list("pk", name)[: self.page_size + 1])
         self.next_cursor = None
-        if len(rows) > self.page_size:
-            last = rows[self.page_size - 1]
-            self.next_cursor = self._encode(last, name)
-        return rows[: self.page_size]
+        if len(keys) > self.page_size:
+            keys.pop()
+            self.next_cursor = self._encode(queryset.model, name, *keys[-1])
+        rows = queryset.in_bulk([pk for pk, _value in keys])
+        return [rows[pk] for pk, _value in keys if pk in rows]
 
     def get_paginated_response(self, data: Any) -> Response:
         following = None
@@ -61,11 +66,16 @@ class KeysetPagination(BasePagination):
         allowed = ordering_choices(view)
         if raw not in allowed:
             raise Malformed("ordering", f"{raw[:50]!r}: expected one of {', '.join(allowed)}")
+        open_statuses = sorted(getattr(view, "open_statuses", ()))
+        if raw.removeprefix("-") in getattr(view, "open_ordering_fields", ()):
+            asked = set(request.query_params.getlist("status"))
+            if not asked or not asked <= set(open_statuses):
+                raise Malformed("ordering", f"{raw!r} needs status to be of {', '.join(open_statuses)}")
         return raw
 
-    def _encode(self, row: models.Model, name: str) -> str:
-        value = _column(type(row), name).value_to_string(row)
-        return base64.urlsafe_b64encode(json.dumps([self.ordering, value, row.pk]).encode()).decode()
+    def _encode(self, model: type[models.Model], name: str, pk: int, value: Any) -> str:
+        text = _column(model, name).value_to_string(model(**{name: value}))
+        return base64.urlsafe_b64encode(json.dumps([self.ordering, text, pk]).encode()).decode()
 
     def _decode(self, cursor: str, model: type[models.Model], name: str) -> tuple[Any, int]:
         """Cursors come back from outside, so they are read with the same suspicion as anything else."""
@@ -93,7 +103,7 @@ class KeysetPagination(BasePagination):
             ),
             _parameter(
                 "ordering",
-                "The column to order by; with a minus, the largest or newest first.",
+                f"The column to order by; with a minus, the largest or newest first.{_only_open(view)}",
                 {"type": "string", "enum": ordering_choices(view), "default": "-id"},
             ),
         ]
@@ -115,8 +125,16 @@ class KeysetPagination(BasePagination):
 
 
 def ordering_choices(view: APIView | None) -> list[str]:
-    names = getattr(view, "ordering_fields", ("id",))
+    names = (*getattr(view, "ordering_fields", ("id",)), *getattr(view, "open_ordering_fields", ()))
     return [sign + name for name in names for sign in ("", "-")]
+
+
+def _only_open(view: APIView | None) -> str:
+    names = getattr(view, "open_ordering_fields", ())
+    if not names:
+        return ""
+    statuses = ", ".join(sorted(getattr(view, "open_statuses", ())))
+    return f" By {', '.join(names)} only where every `status` that is asked for is one of {statuses}."
 
 
 def _column(model: type[models.Model], name: str) -> Any:

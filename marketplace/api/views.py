@@ -1,6 +1,6 @@
 """The views: who asks, what they may see, which service they call. No rule about money lives here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from django.contrib.auth.models import User
@@ -41,7 +41,7 @@ from marketplace.models import (
 )
 from marketplace.models.debts import OPEN
 from marketplace.services import api_tokens, debts, disputes, give_backs, refund_plans, refunds, transfers
-from marketplace.states import EventStatus, RefundStatus
+from marketplace.states import OPEN_REFUNDS, OPEN_REVERSALS, OPEN_TRANSFERS, EventStatus, RefundStatus
 
 M = TypeVar("M", bound=Model)
 
@@ -50,6 +50,9 @@ class Rows(Idempotent, ListModelMixin, GenericViewSet[M]):
     """A list of the rows that the caller may see."""
 
     ordering_fields: tuple[str, ...] = ("id", "created_at")
+    # Of rows whose ``status`` is asked for and among ``open_statuses``, which partial indexes find, by these too.
+    open_ordering_fields: tuple[str, ...] = ()
+    open_statuses: Collection[str] = ()
     detail_serializer_class: type[serializers.Shown] | None = None
 
     def get_queryset(self) -> QuerySet[M, M]:
@@ -133,7 +136,7 @@ class OrderViewSet(RowsAndDetails[Order]):
     serializer_class = serializers.OrderSerializer
     detail_serializer_class = serializers.OrderDetailSerializer
     filterset_class = filters.OrderFilter
-    ordering_fields = ("id", "created_at", "updated_at", "amount")
+    ordering_fields = ("id",)
 
     def get_queryset(self) -> QuerySet[Order]:
         rows = super().get_queryset()
@@ -254,14 +257,18 @@ class RefundViewSet(RowsAndDetails[Refund]):
     serializer_class = serializers.RefundSerializer
     detail_serializer_class = serializers.RefundDetailSerializer
     filterset_class = filters.RefundFilter
-    ordering_fields = ("id", "created_at", "updated_at", "amount")
+    ordering_fields = ("id",)
+    open_ordering_fields = ("created_at", "updated_at", "amount")
+    open_statuses = OPEN_REFUNDS
 
 
 class ReversalViewSet(RowsAndDetails[TransferReversal]):
     queryset = TransferReversal.objects.all()
     serializer_class = serializers.ReversalSerializer
     filterset_class = filters.ReversalFilter
-    ordering_fields = ("id", "created_at", "updated_at", "amount")
+    ordering_fields = ("id",)
+    open_ordering_fields = ("created_at", "updated_at", "amount")
+    open_statuses = OPEN_REVERSALS
 
 
 class DisputeViewSet(RowsAndDetails[Dispute]):
@@ -320,7 +327,9 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     serializer_class = serializers.TransferSerializer
     detail_serializer_class = serializers.TransferDetailSerializer
     filterset_class = filters.TransferFilter
-    ordering_fields = ("id", "created_at", "updated_at", "amount")
+    ordering_fields = ("id",)
+    open_ordering_fields = ("created_at", "updated_at", "amount")
+    open_statuses = OPEN_TRANSFERS
 
     @extend_schema(
         description="For staff with `why`: why it is where it is, what unblocks it, when it is tried next and why then,"
@@ -573,7 +582,7 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
     serializer_class = serializers.WebhookEventSerializer
     detail_serializer_class = serializers.WebhookEventDetailSerializer
     filterset_class = filters.WebhookEventFilter
-    ordering_fields = ("id", "received_at")
+    ordering_fields = ("id",)
 
     @extend_schema(
         summary="Apply a failed or ignored event again",
