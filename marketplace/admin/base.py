@@ -1,12 +1,12 @@
 """What all pages share: nothing is deleted, statuses have colours, money is written for people."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
 from django.core.paginator import Paginator
-from django.db.models import Model, TextChoices
+from django.db.models import Model, Q, TextChoices
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import reverse
@@ -16,9 +16,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 from unfold.admin import ModelAdmin, TabularInline
-from unfold.contrib.filters.admin import RangeDateTimeFilter
+from unfold.contrib.filters.admin import FieldTextFilter, RangeDateTimeFilter
 from unfold.utils import parse_datetime_str
+from unfold.views import ChangeList
 
+from marketplace import selectors
 from marketplace.money import Money
 from marketplace.states import (
     BulkRetryItemStatus,
@@ -163,6 +165,24 @@ class MomentsFilter(RangeDateTimeFilter):
         return rows.filter(**wanted)
 
 
+class WholeTextFilter(FieldTextFilter):
+    """Unfold's finds parts of a text, for which all rows are read; this one the whole text, which an index may answer.
+
+    For codes and words of lower-case letters, however they are typed.
+    """
+
+    def __init__(
+        self, field: Any, request: HttpRequest, params: Any, model: type[Model], model_admin: Any, *, field_path: str
+    ) -> None:
+        self.lookup_kwarg = f"{field_path}__exact"
+        typed = [value.strip().lower() for value in params.pop(self.lookup_kwarg, [])]
+        self.lookup_val = typed
+        if any(typed):
+            params = {**params, self.lookup_kwarg: typed}
+        # Not the one between, which would make the other lookup of it.
+        admin.FieldListFilter.__init__(self, field, request, params, model, model_admin, field_path)
+
+
 class StatusAndMoney:
     """Columns and fields by which rows show their status and amount; for admins and inlines of these rows."""
 
@@ -208,18 +228,42 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]  # it takes none wh
     template_name = "admin/marketplace/pagination.html"
 
     @cached_property
-    def _counted(self) -> int:
+    def keys(self) -> list[Any]:
+        """Of the rows that are counted, in no order."""
         rows: Any = self.object_list
-        found: int = rows.order_by()[: MOST_COUNTED + 1].count()
-        return found
+        return list(rows.order_by().values_list("pk", flat=True)[: MOST_COUNTED + 1])
 
     @cached_property
     def count(self) -> int:
-        return min(self._counted, MOST_COUNTED)
+        return min(len(self.keys), MOST_COUNTED)
 
     @property
     def has_more(self) -> bool:
-        return self._counted > MOST_COUNTED
+        return len(self.keys) > MOST_COUNTED
+
+    def page(self, number: int | str) -> Any:
+        """Its keys are found first: an index may hold all that they are found and sorted by, and no row is read but the
+        page's own.
+        """
+        page: Any = super().page(number)
+        rows: Any = self.object_list
+        page.object_list = rows.filter(pk__in=list(page.object_list.values_list("pk", flat=True)))
+        return page
+
+
+class BoundedChangeList(ChangeList):
+    """Sorted by what the page offers and by nothing else, whatever its address says."""
+
+    result_list: Any
+
+    def get_ordering_field(self, field_name: Any) -> Any:
+        return super().get_ordering_field(field_name) if field_name in self.sortable_by else None
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        # A few among a million are looked for once, by the count, and not again.
+        if not self.multi_page:
+            self.result_list = self.result_list.filter(pk__in=self.paginator.keys)
 
 
 class SafeAdmin(Times, ModelAdmin):
@@ -230,6 +274,9 @@ class SafeAdmin(Times, ModelAdmin):
     list_per_page = 50
     list_filter_submit = True
     compressed_fields = True
+
+    def get_changelist(self, _request: HttpRequest, **_kwargs: Any) -> type[ChangeList]:
+        return BoundedChangeList
 
     def has_delete_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
         return False
@@ -243,6 +290,30 @@ class ReadOnlyAdmin(SafeAdmin):
 
     def has_change_permission(self, _request: HttpRequest, _obj: Any = None) -> bool:
         return False
+
+
+class GrowingAdmin(ReadOnlyAdmin):
+    """Lists of what each sale adds to: what they offer costs the same however many rows there are.
+
+    ``search_fields`` are whole ids, each with an index. All rows come newest first; those of ``open_statuses``, which
+    partial indexes find, can be sorted by the columns of ``sorted_when_open`` too.
+    """
+
+    show_facets = admin.ShowFacets.NEVER
+    open_statuses: Collection[str] = ()
+    sorted_when_open: Sequence[str] = ()
+
+    def get_sortable_by(self, request: HttpRequest) -> Sequence[str]:
+        asked = set(request.GET.getlist("status__exact"))
+        return self.sorted_when_open if asked and asked <= set(self.open_statuses) else ()
+
+    def get_search_results(self, _request: HttpRequest, rows: Any, text: str) -> Any:
+        text = text.strip()
+        if not text:
+            return rows, False
+        names = [name for name in self.search_fields if name != "id__exact"]
+        numbered = selectors.numbered(text) if len(names) < len(self.search_fields) else []
+        return selectors.found_by(rows, [*numbered, *(Q((name, text)) for name in names)]), False
 
 
 class ReadOnlyInline(Times, TabularInline):

@@ -98,8 +98,8 @@ class DecisionForm(ReasonForm):
 CARRIED = {
     "failed_leg__exact": "failed_leg",
     "seller__id__exact": "seller",
-    "currency__icontains": "currency",
-    "last_error_code__icontains": "error_code",
+    "currency__exact": "currency",
+    "last_error_code__exact": "error_code",
 }
 NO_FILTER = {"p", "o", "status__exact", "all"}
 

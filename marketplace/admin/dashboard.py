@@ -205,9 +205,7 @@ def _reasons(waiting: Sequence[Waiting]) -> list[Reason]:
             code=code,
             count=sum(each.count for each in group),
             facts=" · ".join(sums(group)),
-            href=rows_of(
-                SellerTransfer, status__exact=status, **({"last_error_code__icontains": code} if code else {})
-            ),
+            href=rows_of(SellerTransfer, status__exact=status, **({"last_error_code__exact": code} if code else {})),
         )
         for (status, code), group in groups.items()
     ]
@@ -253,7 +251,7 @@ def _money(owing: Sequence[Owed], lately: Lately, now: datetime) -> dict[str, An
 def _outstanding(owing: Sequence[Owed], currency: str, now: datetime) -> Outstanding:
     ours = [each for each in owing if each.currency == currency]
     open_ones = {"status__exact": [ReversalStatus.PENDING.value, ReversalStatus.FAILED.value]}
-    of_currency = {**open_ones, "currency__icontains": currency}
+    of_currency = {**open_ones, "currency__exact": currency}
     by_age = [
         (AGE_LABELS[age], [each for each in ours if each.age == age], {**of_currency, **_created(age, now)})
         for age in AGES
@@ -316,7 +314,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     def money(amount: int) -> Money:
         return Money(amount, outcome.currency)
 
-    reversals = {"currency__icontains": outcome.currency}
+    reversals = {"currency__exact": outcome.currency}
     return {
         "currency": outcome.currency.upper(),
         "recovered": money(outcome.recovered),

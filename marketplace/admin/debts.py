@@ -12,14 +12,14 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, FieldTextFilter
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from marketplace import selectors
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import OwnedInline, ReadOnlyAdmin, StatusAndMoney, link, moment, money
+from marketplace.admin.base import OwnedInline, ReadOnlyAdmin, StatusAndMoney, WholeTextFilter, link, moment, money
 from marketplace.errors import MarketplaceError
 from marketplace.models import Debt, DebtEntry
 from marketplace.models.debts import OPEN
@@ -110,7 +110,7 @@ class DebtAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         StateFilter,
         AgeFilter,
         ("transfer__seller", AutocompleteSelectFilter),
-        ("currency", FieldTextFilter),
+        ("currency", WholeTextFilter),
     )
     search_fields = ("id__exact", "transfer__stripe_transfer_id__exact", "transfer__seller__stripe_account_id__exact")
     search_help_text = _("A debt's number, tr_… or acct_…, whole")

@@ -15,7 +15,7 @@ from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import ReadOnlyAdmin, StatusText, code, link, moment, money
+from marketplace.admin.base import ReadOnlyAdmin, StatusText, WholeTextFilter, code, link, moment, money
 from marketplace.admin.history import DisputeHistoryInline
 from marketplace.admin.refunds import OwedForItInline
 from marketplace.errors import MarketplaceError
@@ -73,7 +73,7 @@ class DisputeAdmin(StatusText, Asking, ReadOnlyAdmin):
     list_filter = (
         StateFilter,
         ("status", FieldTextFilter),
-        ("currency", FieldTextFilter),
+        ("currency", WholeTextFilter),
         ("opened_at", RangeDateTimeFilter),
     )
     search_fields = ("id__exact", "stripe_dispute_id__exact")

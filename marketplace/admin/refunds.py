@@ -1,12 +1,20 @@
 from django.contrib import admin
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter
 
-from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, ReadOnlyInline, StatusAndMoney, code, link
+from marketplace.admin.base import (
+    GrowingAdmin,
+    MomentsFilter,
+    ReadOnlyInline,
+    StatusAndMoney,
+    WholeTextFilter,
+    code,
+    link,
+)
 from marketplace.admin.history import RefundHistoryInline
 from marketplace.models import Refund, RefundItem, TransferReversal
-from marketplace.states import RefundStatus, ReversalStatus
+from marketplace.states import OPEN_REFUNDS, RefundStatus, ReversalStatus
 
 
 class OwedForItInline(StatusAndMoney, ReadOnlyInline):
@@ -35,13 +43,15 @@ class RefundItemInline(ReadOnlyInline):
 
 
 @admin.register(Refund)
-class RefundAdmin(StatusAndMoney, ReadOnlyAdmin):
+class RefundAdmin(StatusAndMoney, GrowingAdmin):
     statuses = RefundStatus
+    open_statuses = OPEN_REFUNDS
+    sorted_when_open = ("amount_shown", "created")
     list_display = ("__str__", "status_label", "amount_shown", "order_link", "at_stripe", "requested_by", "created")
     list_select_related = ("order", "requested_by")
     list_filter = (
         ("status", ChoicesCheckboxFilter),
-        ("currency", FieldTextFilter),
+        ("currency", WholeTextFilter),
         ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_refund_id__exact")

@@ -5,17 +5,28 @@ from typing import Any
 from django.contrib import admin
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter
 
-from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, StatusAndMoney, code, link, money, yes_no
+from marketplace.admin.base import (
+    GrowingAdmin,
+    MomentsFilter,
+    StatusAndMoney,
+    WholeTextFilter,
+    code,
+    link,
+    money,
+    yes_no,
+)
 from marketplace.admin.history import ReversalHistoryInline
 from marketplace.models import TransferReversal
-from marketplace.states import ReversalStatus
+from marketplace.states import OPEN_REVERSALS, ReversalStatus
 
 
 @admin.register(TransferReversal)
-class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
+class TransferReversalAdmin(StatusAndMoney, GrowingAdmin):
     statuses = ReversalStatus
+    open_statuses = OPEN_REVERSALS
+    sorted_when_open = ("amount_shown", "created")
     list_display = (
         "__str__",
         "status_label",
@@ -30,7 +41,7 @@ class TransferReversalAdmin(StatusAndMoney, ReadOnlyAdmin):
     list_filter = (
         ("status", ChoicesCheckboxFilter),
         ("cause", ChoicesCheckboxFilter),
-        ("currency", FieldTextFilter),
+        ("currency", WholeTextFilter),
         ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_reversal_id__exact", "transfer__stripe_transfer_id__exact")

@@ -4,16 +4,17 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter
 
 from marketplace.admin.base import (
+    GrowingAdmin,
     MomentsFilter,
     OwnedInline,
-    ReadOnlyAdmin,
     ReadOnlyInline,
     SafeAdmin,
     StatusAndMoney,
     StatusText,
+    WholeTextFilter,
     code,
     link,
     moment,
@@ -77,7 +78,7 @@ class ProductAdmin(SafeAdmin):
 
     list_display = ("name", "seller_link", "price_shown", "active", "created")
     list_select_related = ("seller",)
-    list_filter = ("active", ("currency", FieldTextFilter))
+    list_filter = ("active", ("currency", WholeTextFilter))
     search_fields = ("name",)
     ordering = ("-id",)
     autocomplete_fields = ("seller",)
@@ -185,13 +186,13 @@ class OrderDisputeInline(StatusText, ReadOnlyInline):
 
 
 @admin.register(Order)
-class OrderAdmin(StatusAndMoney, ReadOnlyAdmin):
+class OrderAdmin(StatusAndMoney, GrowingAdmin):
     statuses = OrderStatus
     list_display = ("__str__", "status_label", "amount_shown", "refunded_shown", "buyer", "payment", "paid")
     list_select_related = ("buyer",)
     list_filter = (
         ("status", ChoicesCheckboxFilter),
-        ("currency", FieldTextFilter),
+        ("currency", WholeTextFilter),
         ("created_at", MomentsFilter),
     )
     search_fields = (

@@ -13,7 +13,6 @@ from django.utils.translation import gettext_lazy as _
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     ChoicesCheckboxFilter,
-    FieldTextFilter,
 )
 from unfold.decorators import action
 from unfold.enums import ActionVariant
@@ -23,10 +22,11 @@ from marketplace import throttle
 from marketplace.admin import bulk_retries, why
 from marketplace.admin.asking import Asking, ReasonForm
 from marketplace.admin.base import (
+    GrowingAdmin,
     MomentsFilter,
-    ReadOnlyAdmin,
     ReadOnlyInline,
     StatusAndMoney,
+    WholeTextFilter,
     code,
     link,
     money,
@@ -36,7 +36,7 @@ from marketplace.errors import MarketplaceError
 from marketplace.explain import transfers as explanations
 from marketplace.models import SellerTransfer, TransferReversal
 from marketplace.services import give_backs, transfers
-from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.states import OPEN_TRANSFERS, ReversalStatus, TransferStatus
 
 
 class TransferIdForm(ReasonForm):
@@ -75,12 +75,14 @@ class ReversalInline(StatusAndMoney, ReadOnlyInline):
 
 
 @admin.register(SellerTransfer)
-class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
+class SellerTransferAdmin(StatusAndMoney, Asking, GrowingAdmin):
     class Media:
         css = {"all": ["marketplace/why.css"]}
         js = ["marketplace/why.js"]
 
     statuses = TransferStatus
+    open_statuses = OPEN_TRANSFERS
+    sorted_when_open = ("amount_shown", "due")
     list_display = (
         "__str__",
         "status_label",
@@ -97,8 +99,8 @@ class SellerTransferAdmin(StatusAndMoney, Asking, ReadOnlyAdmin):
         ("status", ChoicesCheckboxFilter),
         ("failed_leg", ChoicesCheckboxFilter),
         ("seller", AutocompleteSelectFilter),
-        ("currency", FieldTextFilter),
-        ("last_error_code", FieldTextFilter),
+        ("currency", WholeTextFilter),
+        ("last_error_code", WholeTextFilter),
         ("created_at", MomentsFilter),
     )
     search_fields = ("id__exact", "stripe_transfer_id__exact", "reversals__stripe_reversal_id__exact")

@@ -8,13 +8,13 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
-from unfold.contrib.filters.admin import ChoicesCheckboxFilter, FieldTextFilter
+from unfold.contrib.filters.admin import ChoicesCheckboxFilter
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 
 from marketplace import inbox
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import MomentsFilter, ReadOnlyAdmin, code, label, moment
+from marketplace.admin.base import GrowingAdmin, MomentsFilter, WholeTextFilter, code, label, moment
 from marketplace.admin.history import EventHistoryInline
 from marketplace.errors import MarketplaceError
 from marketplace.models import WebhookEvent
@@ -22,11 +22,13 @@ from marketplace.states import EventStatus
 
 
 @admin.register(WebhookEvent)
-class WebhookEventAdmin(Asking, ReadOnlyAdmin):
+class WebhookEventAdmin(Asking, GrowingAdmin):
+    open_statuses = (EventStatus.FAILED,)
+    sorted_when_open = ("due",)
     list_display = ("event", "status_label", "type", "outcome", "due", "received")
     list_filter = (
         ("status", ChoicesCheckboxFilter),
-        ("type", FieldTextFilter),
+        ("type", WholeTextFilter),
         ("received_at", MomentsFilter),
     )
     search_fields = ("stripe_event_id__exact", "type__exact", "stripe_account_id__exact")

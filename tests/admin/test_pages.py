@@ -130,21 +130,6 @@ def test_empty_lists_say_so(name: str, viewer: Client) -> None:
     assert f"No {plural} match" in viewer.get(listing(name), {"q": "nothing_of_the_kind"}).content.decode()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_list_costs_as_many_queries_with_many_rows(name: str, viewer: Client, populate: Callable[[], None]) -> None:
-    def cost() -> int:
-        with CaptureQueriesContext(connection) as captured:
-            assert viewer.get(listing(name)).status_code == 200
-        return len(captured)
-
-    populate()
-    few = cost()
-    for _ in range(3):
-        populate()
-
-    assert cost() == few <= 8
-
-
 def test_the_page_of_an_order_costs_as_many_queries_with_many_rows(root: Client) -> None:
     def cost(sellers: int) -> int:
         order = order_with_transfers(tuple(range(100, 100 + sellers)), status="reversal_pending")

@@ -47,7 +47,7 @@ def step(times: int = 1) -> None:
 
 def plan(page: Page, live: str, reason: str) -> BulkRetry:
     """From the list of transfers, by the error code of what is listed."""
-    page.goto(f"{live}/admin/marketplace/sellertransfer/?last_error_code__icontains=not_found")
+    page.goto(f"{live}/admin/marketplace/sellertransfer/?last_error_code__exact=not_found")
     page.get_by_role("link", name="Retry all of these…").click()
     expect(page.get_by_label("Failed with")).to_have_value("not_found")
     page.get_by_label("Reason").fill(reason)
