@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
+import json
 import os
 import platform
 import re
@@ -61,10 +62,11 @@ def main() -> int:
         return 130
     report.show(console, rows, run.noise)
     machine = _machine(run, seconds=time.monotonic() - began)
-    report.write(RESULTS, machine=machine, rows=rows, noise=run.noise)
+    found = report.results(machine=machine, rows=rows, noise=run.noise)
+    report.write(RESULTS, found)
     console.print(f"\nWritten to {RESULTS.relative_to(ROOT)}; {machine['minutes']} minutes.")
     if options.docs:
-        _write_docs(machine, rows, run)
+        _write_docs(found)
     return 0
 
 
@@ -72,11 +74,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", default="", help=f"some of {', '.join(MEASUREMENTS)}; separated by commas")
     parser.add_argument("--quick", action="store_true", help="one short repetition of each: to see that it works")
-    parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.json and the table in benchmarks.md")
+    parser.add_argument("--docs", action="store_true", help="write what was measured into docs/benchmarks.*")
     options = parser.parse_args()
     options.only = [name for name in options.only.split(",") if name] or list(MEASUREMENTS)
     if unknown := sorted(set(options.only) - set(MEASUREMENTS)):
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
+    if options.docs and options.quick:
+        parser.error("--docs needs whole repetitions: leave --quick out")
     return options
 
 
@@ -162,16 +166,17 @@ def _machine(run: Run, *, seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_docs(machine: dict[str, Any], rows: list[Row], run: Run) -> None:
-    page = DOCS / "benchmarks.md"
-    text, found = MARKED.subn(
-        lambda marks: f"{marks[1]}\n{report.page(machine, rows, run.noise)}\n\n{marks[2]}",
-        page.read_text(encoding="utf-8"),
+def _write_docs(found: dict[str, Any]) -> None:
+    """Results of measurements that did not run this time stay, with the date of their own run."""
+    page, figures = DOCS / "benchmarks.md", DOCS / "benchmarks.json"
+    merged = report.merged(json.loads(figures.read_text(encoding="utf-8")), found, MEASUREMENTS)
+    text, marks = MARKED.subn(
+        lambda marks: f"{marks[1]}\n{report.page(merged)}\n\n{marks[2]}", page.read_text(encoding="utf-8")
     )
-    if found != 1:
+    if marks != 1:
         raise SystemExit(f"error: {page} has no place for the results")
     page.write_text(text, encoding="utf-8")
-    report.write(DOCS / "benchmarks.json", machine=machine, rows=rows, noise=run.noise)
+    report.write(figures, merged)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bars, what was measured against them, and how both are shown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,22 @@ class Row:
     def is_met(self) -> bool:
         return self.bar.is_met_by(self.judged)
 
+    def shown(self) -> tuple[str, str]:
+        """The figure that is judged, and its spread."""
+        spread = Spread.of(self.values)
+        between = f"{self.bar.show(spread.low, unit=False)} … {self.bar.show(spread.high, unit=False)}"
+        return self.bar.show(self.judged), between if len(self.values) > 1 else ""
+
     def as_json(self) -> dict[str, Any]:
         spread = Spread.of(self.values)
+        measured, between = self.shown()
         return {
             "measurement": self.measurement,
             "figure": self.figure,
             "bar": str(self.bar),
             "met": self.is_met,
+            "measured": measured,
+            "spread": between,
             "judged_by": "worst" if self.worst else "median",
             "median": spread.median,
             "low": spread.low,
@@ -96,47 +105,46 @@ def table(rows: Sequence[Row]) -> Table:
         shown.add_column(name, justify="right" if right else "left", no_wrap=name in {"bar", "measured", "spread", ""})
     for row in rows:
         verdict = Text("met", style="green") if row.is_met else Text("NOT MET", style="bold red")
-        shown.add_row(row.figure, str(row.bar), *_measured(row), verdict, row.note)
+        shown.add_row(row.figure, str(row.bar), *row.shown(), verdict, row.note)
     return shown
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| figure | bar | measured | spread | | beside it |", "| --- | ---: | ---: | ---: | --- | --- |"]
     for row in rows:
-        verdict = "met" if row.is_met else "**not met**"
-        lines.append("| " + " | ".join([row.figure, str(row.bar), *_measured(row), verdict, row.note]) + " |")
+        verdict = "met" if row["met"] else "**not met**"
+        cells = [row["figure"], row["bar"], row["measured"], row["spread"], verdict, row["note"]]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def page(machine: dict[str, Any], rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> str:
-    """What docs/benchmarks.md shows of a run."""
-    versions = {**machine["packages"], **machine["compared_with"]}
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    ran = (
-        f"Run of {machine['when']}, commit {machine['commit']}: {machine['processors']} × {machine['processor']},"
-        f" {machine['memory_gb']} GB, Python {machine['python']}, PostgreSQL {machine['postgresql']}, {packages};"
-        f" {machine['repetitions']} repetitions, {machine['minutes']} minutes."
-    )
+def page(results: Mapping[str, Any]) -> str:
+    """What docs/benchmarks.md shows of the results, which may be of several runs."""
+    runs = results["runs"]
     lines = [
-        ran,
-        "",
-        markdown(rows),
+        *("\n".join([_ran(run, says_what=len(runs) > 1), ""]) for run in runs),
+        markdown(results["rows"]),
         "",
         "The machine meanwhile (steal and busy: shares of all processors' time; the loop is always the same work):",
         "",
         "| measurement | steal | worst | busy | fixed loop, ms | its spread |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-        *("| " + " | ".join(row) + " |" for row in noise_rows(noise)),
+        *("| " + " | ".join(row) + " |" for row in noise_rows(results["noise"])),
         "",
         "All of it, with every repetition: [benchmarks.json](benchmarks.json).",
     ]
     return "\n".join(lines)
 
 
-def _measured(row: Row) -> tuple[str, str]:
-    spread = Spread.of(row.values)
-    between = f"{row.bar.show(spread.low, unit=False)} … {row.bar.show(spread.high, unit=False)}"
-    return row.bar.show(row.judged), between if len(row.values) > 1 else ""
+def _ran(run: Mapping[str, Any], *, says_what: bool) -> str:
+    versions = {**run["packages"], **run["compared_with"]}
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    what = f" of {', '.join(f'`{name}`' for name in run['measurements'])}" if says_what else ""
+    return (
+        f"Run{what} on {run['when']}, commit {run['commit']}: {run['processors']} × {run['processor']},"
+        f" {run['memory_gb']} GB, Python {run['python']}, PostgreSQL {run['postgresql']}, {packages};"
+        f" {run['repetitions']} repetitions, {run['minutes']} minutes."
+    )
 
 
 def noise_table(noise: Sequence[dict[str, Any]]) -> Table:
@@ -176,6 +184,31 @@ def show(console: Console, rows: Sequence[Row], noise: Sequence[dict[str, Any]])
     console.print(noise_table(noise))
 
 
-def write(path: Path, *, machine: dict[str, Any], rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> None:
-    written = {"machine": machine, "rows": [row.as_json() for row in rows], "noise": list(noise)}
-    path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def results(*, machine: Mapping[str, Any], rows: Sequence[Row], noise: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of one run."""
+    measurements = list(dict.fromkeys(row.measurement for row in rows))
+    return {
+        "runs": [{**machine, "measurements": measurements}],
+        "rows": [row.as_json() for row in rows],
+        "noise": list(noise),
+    }
+
+
+def merged(older: Mapping[str, Any], newer: Mapping[str, Any], order: Sequence[str]) -> dict[str, Any]:
+    """The newer results in place of the older ones of the same measurements; of the others the older ones stay."""
+    again = {row["measurement"] for row in newer["rows"]}
+    kept = [
+        {**run, "measurements": left}
+        for run in older["runs"]
+        if (left := [name for name in run["measurements"] if name not in again])
+    ]
+
+    def both(part: str) -> list[Any]:
+        found = [each for each in older[part] if each["measurement"] not in again] + newer[part]
+        return sorted(found, key=lambda each: order.index(each["measurement"]))
+
+    return {"runs": [*kept, *newer["runs"]], "rows": both("rows"), "noise": both("noise")}
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

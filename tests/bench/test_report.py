@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,14 @@ from bench.report import Row, at_least, at_most
 from tests.structure.sources import ROOT
 
 
-def row(*values: float, worst: bool = False) -> Row:
-    return Row("claim", "a figure", at_most(1.5, "×"), values, worst=worst)
+def row(*values: float, worst: bool = False, measurement: str = "claim") -> Row:
+    return Row(measurement, "a figure", at_most(1.5, "×"), values, worst=worst)
+
+
+def results_of(when: str, *rows: Row) -> dict[str, Any]:
+    machine = {"when": when, "packages": {}, "compared_with": {}}
+    noise = [{"measurement": each.measurement, "busy": 0.1, "steal": 0.0, "loop_ms": 20.0} for each in rows]
+    return report.results(machine=machine, rows=rows, noise=noise)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +49,44 @@ def test_where_a_bar_must_never_be_broken_the_worst_decides() -> None:
 
 
 def test_a_missed_bar_is_said_in_the_table_and_in_the_json() -> None:
-    assert "**not met**" in report.markdown([row(2.0)])
-    assert "**not met**" not in report.markdown([row(1.0)])
+    assert "| a figure | ≤ 1.5 × | 2.00 × |  | **not met** |" in report.markdown([row(2.0).as_json()])
+    assert "**not met**" not in report.markdown([row(1.0).as_json()])
     assert row(2.0).as_json()["met"] is False
+
+
+def test_what_ran_again_replaces_its_own_results_and_no_others() -> None:
+    older = results_of("monday", row(1.0, measurement="idle"), row(1.1, measurement="claim"))
+    newer = results_of("tuesday", row(1.2, measurement="claim"), row(1.3, measurement="pages"))
+
+    merged = report.merged(older, newer, ["idle", "pages", "claim"])
+
+    assert [(each["measurement"], each["median"]) for each in merged["rows"]] == [
+        ("idle", 1.0),
+        ("pages", 1.3),
+        ("claim", 1.2),
+    ]
+    assert [each["measurement"] for each in merged["noise"]] == ["idle", "pages", "claim"]
+    assert [(run["when"], run["measurements"]) for run in merged["runs"]] == [
+        ("monday", ["idle"]),
+        ("tuesday", ["claim", "pages"]),
+    ]
+
+
+def test_a_run_of_which_nothing_is_left_is_not_told_of() -> None:
+    older, newer = (results_of(when, row(1.0)) for when in ("monday", "tuesday"))
+
+    assert [run["when"] for run in report.merged(older, newer, ["claim"])["runs"]] == ["tuesday"]
+
+
+def test_the_page_says_which_run_a_result_is_of_where_there_are_several() -> None:
+    several = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    first = several["runs"][0]
+    another = {**first, "when": "2030-01-01 00:00 UTC", "measurements": ["claim", "idle"]}
+
+    shown = report.page({**several, "runs": [first, another]})
+
+    assert "Run of `claim`, `idle` on 2030-01-01 00:00 UTC" in shown
+    assert f"Run on {first['when']}" in report.page({**several, "runs": [first]})
 
 
 def test_the_results_of_a_real_run_stand_in_the_docs_as_they_were_measured() -> None:
@@ -52,7 +94,10 @@ def test_the_results_of_a_real_run_stand_in_the_docs_as_they_were_measured() -> 
     page = command.MARKED.search((ROOT / "docs" / "benchmarks.md").read_text())
     assert page is not None
     assert {each["measurement"] for each in written["rows"]} == set(command.MEASUREMENTS)
-    assert written["machine"]["repetitions"] >= 3
+    assert {name for run in written["runs"] for name in run["measurements"]} == set(command.MEASUREMENTS)
+    for run in written["runs"]:
+        assert run["repetitions"] >= 3
+        assert run["when"] in page[0]
     for each in written["rows"]:
         verdict = "met" if each["met"] else r"\*\*not met\*\*"
         assert re.search(rf"^\| {re.escape(each['figure'])} \| .* \| {verdict} \|", page[0], re.MULTILINE), each
