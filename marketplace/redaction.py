@@ -7,9 +7,13 @@ import re
 SECRETS = re.compile(
     r"((?:sk|rk|pk)_(?:test|live|org)_|whsec_|vzt_|(?:pi|seti)_[A-Za-z0-9]+_secret_)[A-Za-z0-9+/=_*-]+"
 )
+# One of these is in each: to look for them takes a tenth of the time, and few texts have any.
+MARKS = ("k_", "whsec_", "vzt_", "_secret_")
 URL_PASSWORDS = re.compile(r"(://[^/:@\s]*):[^@/\s]+@")
 
 
 def redact(text: str) -> str:
     """The text without Stripe's secrets and without passwords in addresses."""
-    return URL_PASSWORDS.sub(r"\1:***@", SECRETS.sub(r"\1***", text))
+    if any(mark in text for mark in MARKS):
+        text = SECRETS.sub(r"\1***", text)
+    return URL_PASSWORDS.sub(r"\1:***@", text) if "://" in text else text
