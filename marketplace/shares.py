@@ -73,8 +73,10 @@ def targets(sale: Sale, losses: Sequence[Loss]) -> dict[int, int]:
 
     Raises ``KeyError`` for items of a seller that sold nothing here, or whose ``gross`` is not told.
     """
-    in_steps = _in_steps(sale)
     given = dict.fromkeys(sale.shares, 0)
+    if not losses:
+        return given
+    in_steps = _in_steps(sale)
     platform_left = max(sale.amount - sum(sale.shares.values()), 0)
     of_goods = 0
     for seller in {seller: None for loss in losses for seller in loss.items}:
