@@ -98,6 +98,7 @@ class BulkRetry(Lifecycle, Work):
                 Notice.Kind.BULK_RETRY,
                 when="NEW.status IN ('awaiting_approval') OR NEW.stopped_by_itself",
                 already="OLD.status IN ('awaiting_approval') OR OLD.stopped_by_itself",
+                of=["status", "stopped_by_itself"],
             ),
         ]
         constraints = [

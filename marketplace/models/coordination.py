@@ -9,6 +9,8 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from marketplace.models.lifecycle import update_of
+
 
 class RequestAllowance(models.Model):
     """When the next request may leave for one endpoint of Stripe; see ``throttle.RequestAllowance``."""
@@ -74,7 +76,7 @@ class CircuitBreaker(models.Model):
                 name="wakes_when_closed",
                 level=pgtrigger.Row,
                 when=pgtrigger.After,
-                operation=pgtrigger.Update,
+                operation=update_of("opened_at"),
                 condition=pgtrigger.Condition("OLD.opened_at IS NOT NULL AND NEW.opened_at IS NULL"),
                 func="PERFORM pg_notify(NEW.channel, '0'); RETURN NULL;",
             ),

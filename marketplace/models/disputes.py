@@ -5,7 +5,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Lifecycle, is_currency, never_changes_once_set, tracked
+from marketplace.models.lifecycle import Lifecycle, is_currency, never_changes_once_set, tracked, update_of
 from marketplace.models.notices import Notice, announces
 from marketplace.models.refunds import SumOfValues
 from marketplace.models.sales import Order
@@ -104,12 +104,17 @@ class Dispute(Lifecycle):
             never_changes_once_set("stripe_dispute_id", "dispute_id_stays"),
             pgtrigger.Protect(
                 name="entered_amount_stays",
-                operation=pgtrigger.Update,
+                operation=update_of("entered_amount"),
                 condition=pgtrigger.Condition(
                     "OLD.entered_amount IS NOT NULL AND OLD.entered_amount IS DISTINCT FROM NEW.entered_amount"
                 ),
             ),
-            announces(Notice.Kind.DISPUTE, when="NEW.last_error_code <> ''", already="OLD.last_error_code <> ''"),
+            announces(
+                Notice.Kind.DISPUTE,
+                when="NEW.last_error_code <> ''",
+                already="OLD.last_error_code <> ''",
+                of=["last_error_code"],
+            ),
         ]
         constraints = [
             models.CheckConstraint(name="dispute_has_status", condition=~Q(status="")),

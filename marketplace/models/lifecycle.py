@@ -29,6 +29,8 @@ class Lifecycle(models.Model):
     """A row whose status follows a table of allowed steps."""
 
     TRANSITIONS: ClassVar[Transitions[Any]]
+    # Whether the history begins with the row.
+    TELLS_OF_CREATION: ClassVar[bool] = True
 
     # Each model gives it the choices and the first status of its own.
     status: "models.CharField[str, str]"
@@ -127,7 +129,7 @@ class Lifecycle(models.Model):
         placeholders: list[str] = []
         params: list[Any] = []
         for field in self._meta.concrete_fields:
-            value = field.pre_save(self, add=True)
+            value = getattr(self, field.attname)
             if not _is_left_to_the_database(field, value):
                 sql, values = _value(field, value)
                 columns.append(str(field.column))
@@ -144,7 +146,7 @@ class Lifecycle(models.Model):
             f"INSERT INTO {self._meta.db_table} ({', '.join(columns)})"  # noqa: S608 - names of our own
             f" VALUES ({', '.join(placeholders)}) {once} RETURNING id",
             params,
-            context={"actor": actor, "reason": reason, "attempt": None},
+            context={"actor": actor, "reason": reason, "attempt": None} if self.TELLS_OF_CREATION else None,
             written=written,
         )
 
@@ -200,20 +202,23 @@ def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, 
 
 # What PostgreSQL takes as it is, of whatever field: none has to be asked. Not what inherits from them, as choices do.
 _PLAIN = frozenset({str, int, UUID, datetime})
+# What most columns hold. A parameter costs more.
+_LITERALS = {"": "''", 0: "0", 1: "1"}
 
 
 def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
     """As SQL with its parameters, for writing."""
+    if value is None:
+        return "NULL", ()
+    if type(value) in _PLAIN:
+        literal = _LITERALS.get(value)
+        return (literal, ()) if literal else ("%s", (value,))
     match value:
-        case None:
-            return "NULL", ()
-        case "":
-            return "''", ()
-        case 0 | 1:
-            # And False and True.
+        case bool():
             return str(value), ()
-        case _ if type(value) in _PLAIN:
-            return "%s", (value,)
+        case str():
+            # A choice. psycopg would ask what it is.
+            return "%s", (str(value),)
         case Now():
             return "statement_timestamp()", ()
         case _ if hasattr(value, "resolve_expression"):
@@ -225,7 +230,8 @@ def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
 
 
 def _is_left_to_the_database(field: Any, value: Any) -> bool:
-    return isinstance(value, DatabaseDefault) or (field.primary_key and value is None)
+    """Also NULL where it is what a column has of which nothing is said: that is no default, and no number yet."""
+    return (value is None and not field.has_db_default()) or isinstance(value, DatabaseDefault)
 
 
 class Work(models.Model):
@@ -305,16 +311,26 @@ def is_currency(name: str) -> models.CheckConstraint:
     return models.CheckConstraint(name=name, condition=models.Q(currency__regex=r"^[a-z]{3}$"))
 
 
+def update_of(*columns: str) -> pgtrigger.Operation:
+    """Of an update that sets one of the columns. For any other PostgreSQL does not even look at the condition, which
+    costs more than most triggers do.
+    """
+    return pgtrigger.UpdateOf(*columns)  # type: ignore[no-untyped-call]
+
+
 def listed_steps_only(transitions: Transitions[Any]) -> pgtrigger.FSM:
     """The trigger that refuses every unlisted step, whoever asks: `psql`, ``QuerySet.update``, an old program."""
-    return pgtrigger.FSM(name="listed_steps_only", field="status", transitions=pairs(transitions))
+    steps = pgtrigger.FSM(name="listed_steps_only", field="status", transitions=pairs(transitions))
+    # Its class is for any update. No row's status changes but by a statement that sets it.
+    steps.operation = update_of("status")
+    return steps
 
 
 def never_changes_once_set(field: str, name: str) -> pgtrigger.Trigger:
     """Stripe's ids and sent amounts are facts: a correction is a new row."""
     return pgtrigger.Protect(
         name=name,
-        operation=pgtrigger.Update,
+        operation=update_of(field),
         condition=pgtrigger.Condition(f"OLD.{field} <> '' AND OLD.{field} IS DISTINCT FROM NEW.{field}"),
     )
 
@@ -330,7 +346,7 @@ def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Tri
         name=name,
         level=pgtrigger.Row,
         when=pgtrigger.After,
-        operation=pgtrigger.Insert | pgtrigger.Update,
+        operation=pgtrigger.Insert | update_of("status", "next_retry_at", "lease_token"),
         declare=[("is_news", "BOOLEAN"), ("milliseconds", "NUMERIC")],
         func=f"""
             IF TG_OP = 'INSERT' THEN
@@ -364,15 +380,15 @@ def tracked(model_name: str, *fields: str, also: Sequence[str] = (), indexes: Se
     """
     trackers = [
         pghistory.InsertEvent("created"),
-        pghistory.UpdateEvent("status", condition=pghistory.AnyChange("status")),
+        _updated("status", pghistory.AnyChange("status"), "status"),
     ]
     if "last_error_at" in fields:
         failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
-        trackers.append(pghistory.UpdateEvent("attempt", condition=pgtrigger.Condition(failed_again)))
+        trackers.append(_updated("attempt", pgtrigger.Condition(failed_again), "last_error_at"))
     if also:
         changed = " OR ".join(f"OLD.{column} IS DISTINCT FROM NEW.{column}" for column in also)
         otherwise = pgtrigger.Condition(f"OLD.status = NEW.status AND ({changed})")
-        trackers.append(pghistory.UpdateEvent("change", condition=otherwise))
+        trackers.append(_updated("change", otherwise, *also))
     track = _history(model_name, fields, trackers, indexes)
     keep = pgtrigger.register(never_deleted())
     return lambda model: keep(track(model))
@@ -385,7 +401,14 @@ def tracked_from(beginning: str, model_name: str, *fields: str) -> Any:
     changed = f"(OLD.{beginning}, OLD.status, OLD.last_error_at) IS DISTINCT FROM "
     changed += f"(NEW.{beginning}, NEW.status, NEW.last_error_at)"
     condition = pgtrigger.Condition(f"NEW.{beginning} > 0 AND {changed}")
-    return _history(model_name, fields, [pghistory.UpdateEvent("status", condition=condition)])
+    return _history(model_name, fields, [_updated("status", condition, beginning, "status", "last_error_at")])
+
+
+def _updated(label: str, condition: Any, *columns: str) -> pghistory.UpdateEvent:
+    """An entry of the history, of updates that set one of the columns."""
+    return pghistory.UpdateEvent(
+        label, condition=condition, operation=update_of(*columns), trigger_name=f"{label}_update"
+    )
 
 
 def _history(

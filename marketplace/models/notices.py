@@ -3,6 +3,7 @@ rows that need one, sellers of their money.
 """
 
 import uuid
+from collections.abc import Sequence
 
 import pgtrigger
 from django.contrib.postgres.fields import ArrayField
@@ -11,7 +12,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Work, lease_is_whole
+from marketplace.models.lifecycle import Work, lease_is_whole, update_of
 from marketplace.models.sales import Seller
 
 NOTICES_CHANNEL = "veza_notices"
@@ -176,28 +177,35 @@ class NoticeMessage(Work):
         return f"message {self.pk}"
 
 
-def announces(kind: Notice.Kind, *, when: str, already: str) -> pgtrigger.Trigger:
+def announces(kind: Notice.Kind, *, when: str, already: str, of: Sequence[str]) -> pgtrigger.Trigger:
     """Writes a notice for operators where ``when`` is true of the new row and ``already`` was not of the old one,
-    whoever writes; and wakes the worker that sends it, both at the writer's commit.
+    whoever writes; and wakes the worker that sends it, both at the writer's commit. ``of`` are the columns by which
+    ``when`` becomes true: an update of others is not looked at.
     """
-    return _tells(kind, f"SELECT gen_random_uuid(), '{kind.value}', NEW.id", f"{kind.value}_id", when, already)
+    return _tells(
+        kind, f"SELECT gen_random_uuid(), '{kind.value}', NEW.id", f"{kind.value}_id", when=when, already=already, of=of
+    )
 
 
-def tells_the_seller(kind: Notice.Kind, *, column: str, transfer: str, when: str, already: str) -> pgtrigger.Trigger:
+def tells_the_seller(
+    kind: Notice.Kind, *, column: str, transfer: str, when: str, already: str, of: Sequence[str]
+) -> pgtrigger.Trigger:
     """The same for the seller of ``transfer`` (an expression of its number), where there is an address."""
     chosen = f"""SELECT gen_random_uuid(), '{kind.value}', NEW.id, seller.id
                 FROM marketplace_sellertransfer AS transfer
                 JOIN marketplace_seller AS seller ON seller.id = transfer.seller_id
                 WHERE transfer.id = {transfer} AND seller.email <> ''"""  # noqa: S608 - names of our own
-    return _tells(kind, chosen, f"{column}, seller_id", when, already)
+    return _tells(kind, chosen, f"{column}, seller_id", when=when, already=already, of=of)
 
 
-def _tells(kind: Notice.Kind, chosen: str, columns: str, when: str, already: str) -> pgtrigger.Trigger:
+def _tells(
+    kind: Notice.Kind, chosen: str, columns: str, *, when: str, already: str, of: Sequence[str]
+) -> pgtrigger.Trigger:
     return pgtrigger.Trigger(
         name=f"announces_{kind.value}",
         level=pgtrigger.Row,
         when=pgtrigger.After,
-        operation=pgtrigger.Insert | pgtrigger.Update,
+        operation=pgtrigger.Insert | update_of(*of),
         condition=pgtrigger.Condition(when),
         declare=[("is_news", "BOOLEAN")],
         func=f"""

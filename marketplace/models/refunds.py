@@ -18,6 +18,7 @@ from marketplace.models.lifecycle import (
     never_changes_once_set,
     traced,
     tracked,
+    update_of,
     wakes_workers,
 )
 from marketplace.models.sales import Order, OrderItem
@@ -130,7 +131,7 @@ class Refund(Lifecycle, Work):
             never_changes_once_set("stripe_refund_id", "refund_id_stays"),
             pgtrigger.Protect(
                 name="amount_stays",
-                operation=pgtrigger.Update,
+                operation=update_of("amount"),
                 condition=pgtrigger.Condition("OLD.amount <> NEW.amount"),
             ),
             wakes_workers("wakes_refunding", REFUNDING_CHANNEL, ["requested"]),

@@ -38,9 +38,8 @@ class _Statements:
         self._params += params
         self._written.append(written)
 
-    def add_write(self, sql: str, params: Sequence[Any], *, context: dict[str, Any], written: Written) -> None:
-        described = json.dumps(context)
-        if described != self._context:
+    def add_write(self, sql: str, params: Sequence[Any], *, context: dict[str, Any] | None, written: Written) -> None:
+        if context is not None and (described := json.dumps(context)) != self._context:
             self.add(_CONTEXT, [described])
             self._context = described
         self.add(sql, params, written)
@@ -94,8 +93,8 @@ def written_together() -> Iterator[None]:
         _waiting.reset(token)
 
 
-def write(sql: str, params: Sequence[Any], *, context: dict[str, Any], written: Written) -> None:
-    """One write, now or with what waits; ``context`` is for the history."""
+def write(sql: str, params: Sequence[Any], *, context: dict[str, Any] | None, written: Written) -> None:
+    """One write, now or with what waits; ``context`` is for the history, None where it tells nothing of this."""
     waiting = _waiting.get()
     statements = waiting or _Statements()
     statements.add_write(sql, params, context=context, written=written)

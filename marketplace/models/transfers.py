@@ -19,6 +19,7 @@ from marketplace.models.lifecycle import (
     never_changes_once_set,
     traced,
     tracked,
+    update_of,
     wakes_workers,
 )
 from marketplace.models.notices import Notice, announces, tells_the_seller
@@ -71,7 +72,7 @@ def never_changes(field: str, name: str) -> pgtrigger.Trigger:
     """What may have been sent under a key that is used again is sent as it was, or not at all."""
     return pgtrigger.Protect(
         name=name,
-        operation=pgtrigger.Update,
+        operation=update_of(field),
         condition=pgtrigger.Condition(f"OLD.{field} IS DISTINCT FROM NEW.{field}"),
     )
 
@@ -105,7 +106,7 @@ def agrees_with_debt_entries(name: str, checked: str, *columns: str) -> list[pgt
         )
         for when, operation, condition in (
             ("written", pgtrigger.Insert, there),
-            ("changed", pgtrigger.Update, changed),
+            ("changed", update_of(*columns), changed),
         )
     ]
 
@@ -294,7 +295,7 @@ class SellerTransfer(Lifecycle, Work):
             # A transfer that may be at Stripe was sent with this amount; smaller is possible only before.
             pgtrigger.Protect(
                 name="sent_amount_stays",
-                operation=pgtrigger.Update,
+                operation=update_of("amount"),
                 condition=pgtrigger.Condition(
                     "OLD.amount <> NEW.amount AND (OLD.stripe_transfer_id <> '' OR OLD.in_doubt)"
                 ),
@@ -308,6 +309,7 @@ class SellerTransfer(Lifecycle, Work):
                 Notice.Kind.TRANSFER,
                 when="NEW.status IN ('permanently_failed')",
                 already="OLD.status IN ('permanently_failed')",
+                of=["status"],
             ),
             # The id is set once, whatever becomes of the row.
             tells_the_seller(
@@ -316,6 +318,7 @@ class SellerTransfer(Lifecycle, Work):
                 transfer="NEW.id",
                 when="NEW.gives_back_of_id IS NOT NULL AND NEW.stripe_transfer_id <> ''",
                 already="OLD.stripe_transfer_id <> ''",
+                of=["gives_back_of_id", "stripe_transfer_id"],
             ),
         ]
         constraints = [
@@ -557,19 +560,20 @@ class TransferReversal(Lifecycle):
                 transfer="NEW.transfer_id",
                 when="NEW.status IN ('succeeded')",
                 already="OLD.status IN ('succeeded')",
+                of=["status"],
             ),
             # Whoever writes it: no way of succeeding can forget the time.
             pgtrigger.Trigger(
                 name="succeeded_now",
                 level=pgtrigger.Row,
                 when=pgtrigger.Before,
-                operation=pgtrigger.Insert | pgtrigger.Update,
+                operation=pgtrigger.Insert | update_of("status", "succeeded_at"),
                 condition=pgtrigger.Condition("NEW.status IN ('succeeded') AND NEW.succeeded_at IS NULL"),
                 func="NEW.succeeded_at := statement_timestamp(); RETURN NEW;",
             ),
             pgtrigger.Protect(
                 name="sent_amount_stays",
-                operation=pgtrigger.Update,
+                operation=update_of("amount"),
                 condition=pgtrigger.Condition("OLD.amount <> NEW.amount AND OLD.first_attempted_at IS NOT NULL"),
             ),
             *agrees_with_debt_entries(

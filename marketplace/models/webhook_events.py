@@ -25,6 +25,7 @@ EVENTS_CHANNEL = "veza_events"
     "replay_count", "WebhookEventHistory", "status", "outcome", "last_error_code", "last_error_message", "last_error_at"
 )
 class WebhookEvent(Lifecycle, Work):
+    TELLS_OF_CREATION = False
     TRANSITIONS = EVENT_TRANSITIONS
     # What receiving tells besides the columns: it was there before, and nothing was done.
     was_there: bool = False
@@ -70,6 +71,7 @@ class WebhookEvent(Lifecycle, Work):
                 Notice.Kind.EVENT,
                 when="NEW.status IN ('failed') AND NEW.next_retry_at IS NULL",
                 already="OLD.status IN ('failed') AND OLD.next_retry_at IS NULL",
+                of=["status", "next_retry_at"],
             ),
         ]
         constraints = [

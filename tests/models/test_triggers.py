@@ -15,6 +15,7 @@ from marketplace.models import (
     REFUNDING_CHANNEL,
     REVERSING_CHANNEL,
     SENDING_CHANNEL,
+    Notice,
     SellerTransfer,
 )
 from marketplace.states import EventStatus, TransferStatus
@@ -85,7 +86,7 @@ def test_stays(case: str) -> None:
     make, field, value = STAYS[case]
     row = make()
     before = as_stored(row)
-    with pytest.raises(DatabaseError, match="Cannot update rows"), transaction.atomic():
+    with pytest.raises(DatabaseError, match="Cannot update"), transaction.atomic():
         type(row)._default_manager.filter(pk=row.pk).update(**{field: value})
     assert as_stored(row) == before
 
@@ -160,6 +161,14 @@ def test_a_refund_over_many_sellers_wakes_workers_once(ear: Ear) -> None:
             transfer.transition(TransferStatus.REVERSAL_PENDING, **BY, next_retry_at=Now())
         assert ear.heard() == []
     assert ear.heard() == [REVERSING_CHANNEL]
+
+
+@pytest.mark.django_db
+def test_an_event_that_failed_before_is_told_of_when_it_is_given_up() -> None:
+    row = WebhookEventFactory(failed=True)
+    assert not Notice.objects.exists()
+    row.change(**BY, next_retry_at=None)
+    assert Notice.objects.get().event_id == row.pk
 
 
 def test_a_changed_due_time_wakes_workers(ear: Ear) -> None:
