@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('marketplace', '0023_unrecorded_disputes'),
+        ('marketplace', '0025_triggers_of_their_columns'),
     ]
 
     operations = [
