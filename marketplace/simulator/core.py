@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import calls, funds, ledger, refunds, reversals
+from . import calls, disputes, funds, ledger, refunds, reversals
 from .clock import Clock
 from .delivery import Delivery, WebhookFaults
 from .faults import Plan, RateLimit
@@ -43,6 +43,10 @@ def _succeed_refund(world: World, owner: str, refund: str) -> None:
 
 def _fail_refund(world: World, owner: str, refund: str) -> None:
     refunds.fail(world, owner, refund)
+
+
+def _dispute_charge(world: World, owner: str, charge: str) -> None:
+    disputes.open_by_card(world, owner, charge)
 
 
 def _give_up(world: World, owner: str, reversal: str) -> None:
@@ -85,6 +89,7 @@ class Core:
             "settle": ledger.settle,
             "succeed_refund": _succeed_refund,
             "fail_refund": _fail_refund,
+            "dispute_charge": _dispute_charge,
             "give_up_reversal": _give_up,
             "late_effect": calls.execute_late,
             "deliver": self.delivery.deliver,

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from .world import World
 
 FEE = 1500
+# Stripe's test cards whose charge succeeds, only to be disputed: as what, and whether money is withdrawn
+# (docs.stripe.com/testing#disputes).
+OPENED_BY = {
+    "pm_card_createDispute": ("fraudulent", True),
+    "pm_card_createDisputeProductNotReceived": ("product_not_received", True),
+    "pm_card_createDisputeInquiry": ("fraudulent", False),
+}
+# Seconds after the charge, so that its own events are first.
+OPENS_AFTER = 1
 # What a response makes of a dispute that waits for one.
 RESPONDED = {
     "warning_needs_response": "warning_under_review",
@@ -67,6 +76,19 @@ def open_dispute(
     if withdraw:
         _withdraw(world, owner, dispute, charge, fee=fee)
     return dispute
+
+
+def follow_charge(world: World, owner: str, charge: Obj) -> None:
+    """A card that is made for it opens a dispute a moment later."""
+    if charge["payment_method"] in OPENED_BY:
+        world.later(world.now() + OPENS_AFTER, "dispute_charge", {"owner": owner, "charge": charge["id"]})
+
+
+def open_by_card(world: World, owner: str, charge_id: str) -> None:
+    charge = world.store.get(owner, "charge", charge_id)
+    assert charge is not None
+    reason, withdraw = OPENED_BY[charge["payment_method"]]
+    open_dispute(world, owner, charge_id, reason=reason, withdraw=withdraw)
 
 
 def _withdraw(world: World, owner: str, dispute: Obj, charge: Obj, *, fee: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import errors, events, ledger, metadata, shapes
+from . import disputes, errors, events, ledger, metadata, shapes
 from .shapes import Obj
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def confirm(world: World, owner: str, intent: Obj, params: Obj) -> Obj:
     world.store.changed(owner, "payment_intent", intent)
     events.emit(world, owner, "charge.succeeded", charge)
     events.emit(world, owner, "payment_intent.succeeded", intent)
+    disputes.follow_charge(world, owner, charge)
     return intent
 
 

@@ -204,6 +204,29 @@ def test_test_cards_decide_what_becomes_of_a_refund(
     assert client.v1.refunds.retrieve(refund.id).status == ends
 
 
+@pytest.mark.parametrize(
+    ("method", "status", "reason", "withdrawn"),
+    [
+        ("pm_card_createDispute", "needs_response", "fraudulent", 1000 + 1500),
+        ("pm_card_createDisputeProductNotReceived", "needs_response", "product_not_received", 1000 + 1500),
+        ("pm_card_createDisputeInquiry", "warning_needs_response", "fraudulent", 0),
+    ],
+)
+def test_test_cards_open_a_dispute_a_moment_after_the_charge(
+    client: stripe.StripeClient, sim: StripeSimulator, method: str, status: str, reason: str, withdrawn: int
+) -> None:
+    intent = client.v1.payment_intents.create(
+        {"amount": 1000, "currency": "eur", "confirm": True, "payment_method": method}
+    )
+    assert intent.status == "succeeded"
+    assert not client.v1.disputes.list({"payment_intent": intent.id}).data
+    sim.clock.advance(1)
+    (dispute,) = client.v1.disputes.list({"payment_intent": intent.id}).data
+    assert (dispute.status, dispute.reason, dispute.amount) == (status, reason, 1000)
+    assert sim.balance() == (1000 - withdrawn, 0)
+    assert [each["type"] for each in sim.events() if "dispute" in each["type"]][:1] == ["charge.dispute.created"]
+
+
 def test_only_a_refund_that_requires_action_can_be_canceled(client: stripe.StripeClient, sim: StripeSimulator) -> None:
     refund = sim.create_refund(sim.create_charge(1000)["id"])
     with pytest.raises(stripe.InvalidRequestError):
