@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from django.utils import timezone
+from rich.console import Console
 
 from marketplace import asking
 from marketplace.management import since
@@ -259,3 +261,18 @@ def test_a_time_may_be_a_duration_or_a_moment() -> None:
     assert abs(since.moment("2h").at - (now - timedelta(hours=2))) < timedelta(seconds=5)
     assert since.moment("2026-11-20T08:30").at.isoformat() == "2026-11-20T08:30:00+00:00"
     assert since.moment("2h").text == "2h"
+
+
+@pytest.mark.parametrize("step", runs.STEPS)
+def test_who_waits_at_a_terminal_reads_one_line_of_each_step(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    written = io.StringIO()
+    narrow = Console(file=written, force_terminal=True, width=60, color_system=None)
+    monkeypatch.setattr(command, "Console", lambda **_: narrow)
+    with command._progress() as tell:
+        tell(Reconciliation(step=step, counts={"transfers": 100_000, "looked_at_again": 3, "requests": 1009}))
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[[^a-zA-Z]*[a-zA-Z]", written.getvalue()) if line.strip()]
+    assert all(len(line) <= 60 for line in lines)
+    said = f"{command.STEPS[step]}: 100000 compared, 3 looked at again, 1009 requests to Stripe"
+    assert lines[-1][2:].strip() == f"{said[:57]}…"
+    # Never a second line, which would have to be taken away again.
+    assert "\x1b[1A\x1b[2K\x1b[1A" not in written.getvalue()

@@ -38,6 +38,19 @@ MEANINGS = {
     "in_motion": "in motion, left for the next time",
     "requests": "requests to Stripe",
 }
+# What is done in each step, for who waits.
+STEPS = {
+    "transfers": "comparing transfers",
+    "reversals": "comparing reversals",
+    "refunds": "weighing refunds",
+    "disputes": "weighing disputes",
+    "rows": "looking for transfers that Stripe did not list",
+    "refund_rows": "looking for refunds that Stripe did not list",
+    "looking_again": "looking again at what did not agree, a minute after it was noted",
+    "looking_once_more": "looking once more at what moved, a minute later",
+    "own": "looking for what stands still",
+}
+COMPARED = ("transfers", "reversals", "refunds", "disputes")
 
 
 class Command(BaseCommand):
@@ -123,14 +136,21 @@ def _progress() -> Iterator[Any]:
     if not console.is_terminal:
         yield lambda _run: None
         return
-    with terminal.quiet_logs(), console.status("asking Stripe …") as status:
+    with terminal.quiet_logs(), console.status(STEPS["transfers"]) as status:
 
         def tell(run: Reconciliation) -> None:
-            told = report.counts(run)
-            shown = ", ".join(f"{told[name]} {MEANINGS[name]}" for name in MEANINGS if told[name])
-            status.update(f"{run.step.replace('_', ' ')}: {shown}")
+            status.update(_doing(run))
 
         yield tell
+
+
+def _doing(run: Reconciliation) -> Group:
+    """In one line of any width: the end of it matters least. A group, since a spinner would wrap a bare text."""
+    told = report.counts(run)
+    compared = sum(told[name] for name in COMPARED)
+    looked_at = f", {told['looked_at_again']} looked at again" if told["looked_at_again"] else ""
+    said = f"{STEPS[run.step]}: {compared} compared{looked_at}, {told['requests']} requests to Stripe"
+    return Group(Text(said, no_wrap=True, overflow="ellipsis"))
 
 
 # --- What it says -----------------------------------------------------------------------------------------------------
