@@ -1,5 +1,6 @@
 """What the sample data and the probe both stand on: test mode only, users made for them, sellers with an account."""
 
+import time
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from django.conf import settings
@@ -8,11 +9,14 @@ from django.db import transaction
 
 from marketplace.errors import MarketplaceError
 from marketplace.gateway.contract import (
+    EVER,
     AccountCreated,
     Busy,
     Denied,
+    DisputeFacts,
     Failure,
     NotFound,
+    Page,
     PaymentCreated,
     PaymentFacts,
     RateLimited,
@@ -27,8 +31,13 @@ from marketplace.services import payments
 
 # Stripe's test card that always pays.
 PAYMENT_METHOD = "pm_card_visa"
+# The one whose charge succeeds, and is disputed as fraudulent a moment later.
+DISPUTED_METHOD = "pm_card_createDispute"
 # And the one whose money is available at once.
 RESERVE_METHOD = "pm_card_bypassPending"
+# So long Stripe is waited for to open one, asked so often.
+DISPUTE_SECONDS = 30
+PAUSE_SECONDS = 0.25
 ACCEPTED_KEY = "a test key (sk_test_…, rk_test_…)"
 
 
@@ -140,9 +149,10 @@ def add_reserve(gateway: TransferGateway, money: Money) -> None:
         raise stopped_by(answer, doing=f"giving the platform a reserve of {money}")
 
 
-def pay(order: Order, gateway: TransferGateway) -> PaymentFacts:
-    """Charge the order's buyer. Raises ``CannotGoOn`` unless Stripe says that it succeeded."""
-    answer = payments.charge(order, gateway, payment_method=PAYMENT_METHOD)
+def pay(order: Order, gateway: TransferGateway, *, is_disputed: bool = False) -> PaymentFacts:
+    """Charge the buyer, who may dispute it later. Raises ``CannotGoOn`` unless Stripe says that it succeeded."""
+    method = DISPUTED_METHOD if is_disputed else PAYMENT_METHOD
+    answer = payments.charge(order, gateway, payment_method=method)
     if not isinstance(answer, PaymentCreated):
         raise stopped_by(answer, doing=f"paying for order {order.pk}")
     if answer.payment.status != "succeeded":
@@ -151,3 +161,22 @@ def pay(order: Order, gateway: TransferGateway) -> PaymentFacts:
             " expected succeeded"
         )
     return answer.payment
+
+
+def dispute_of(order: Order, gateway: TransferGateway) -> DisputeFacts:
+    """The one that Stripe opens by itself after such a payment.
+
+    Raises:
+        CannotGoOn: Stripe does not answer, or refuses, or shows none in time.
+
+    """
+    what = f"looking for the dispute of order {order.pk}"
+    until = time.monotonic() + DISPUTE_SECONDS
+    while time.monotonic() < until:
+        page = gateway.page_of_disputes(since=0, until=EVER, charge=order.stripe_charge_id)
+        if not isinstance(page, Page):
+            raise stopped_by(page, doing=what)
+        if page.items:
+            return page.items[0].dispute
+        time.sleep(PAUSE_SECONDS)
+    raise CannotGoOn(f"{what}: Stripe shows none of {order.stripe_charge_id} after {DISPUTE_SECONDS} s")

@@ -16,9 +16,9 @@ from marketplace.demo import ground
 from marketplace.demo.ground import CannotGoOn
 from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import TransferGateway
-from marketplace.models import Order, Product, Refund, Seller, SellerTransfer
+from marketplace.models import Dispute, Order, Product, Refund, Seller, SellerTransfer
 from marketplace.money import Money
-from marketplace.services import payments, refunds
+from marketplace.services import disputes, payments, refunds
 from marketplace.states import TransferStatus
 from marketplace.workers import transfer_retry
 
@@ -43,6 +43,8 @@ class Wanted:
     orders: int = 12
     sellers_per_order: int | None = None
     refund_fraction: float = 0.25
+    # Of the orders that are not refunded.
+    disputes: int = 0
     # Its three refunds are over one, two and three sellers, one of them in yen.
     seed: int = 8
 
@@ -62,6 +64,7 @@ class PlannedOrder:
     # Which seller, and how many of their product in this currency.
     lines: tuple[tuple[int, int], ...]
     is_refunded: bool
+    is_disputed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,19 @@ class Plan:
     orders: tuple[PlannedOrder, ...]
 
 
+def most_disputes(wanted: Wanted) -> int:
+    """Stripe refunds no charge that was charged back, so no order is both."""
+    return wanted.orders - _refunds(wanted)
+
+
+def _refunds(wanted: Wanted) -> int:
+    return round(wanted.orders * wanted.refund_fraction)
+
+
 def plan(wanted: Wanted) -> Plan:
-    """Names, prices and choices: the same for the same numbers, whatever is in the database."""
+    """Names, prices and choices: the same for the same numbers, whatever is in the database. Raises ``ValueError`` for
+    more than ``most_disputes``.
+    """
     # Two streams, so that more sellers or orders do not change the ones before them.
     names = random.Random(f"{wanted.seed}/sellers")  # noqa: S311 - no secret
     choices = random.Random(f"{wanted.seed}/orders")  # noqa: S311 - no secret
@@ -83,10 +97,15 @@ def plan(wanted: Wanted) -> Plan:
     )
     refunded = set(
         random.Random(f"{wanted.seed}/refunds").sample(  # noqa: S311 - no secret
-            range(wanted.orders), round(wanted.orders * wanted.refund_fraction)
+            range(wanted.orders), _refunds(wanted)
         )
     )
-    orders = tuple(_order(choices, wanted, number, is_refunded=number in refunded) for number in range(wanted.orders))
+    left = [number for number in range(wanted.orders) if number not in refunded]
+    disputed = set(random.Random(f"{wanted.seed}/disputes").sample(left, wanted.disputes))  # noqa: S311 - no secret
+    orders = tuple(
+        _order(choices, wanted, number, is_refunded=number in refunded, is_disputed=number in disputed)
+        for number in range(wanted.orders)
+    )
     return Plan(sellers=sellers, orders=orders)
 
 
@@ -102,13 +121,16 @@ def _seller(names: random.Random, *, handle: str, name: str) -> PlannedSeller:
     )
 
 
-def _order(choices: random.Random, wanted: Wanted, number: int, *, is_refunded: bool) -> PlannedOrder:
+def _order(
+    choices: random.Random, wanted: Wanted, number: int, *, is_refunded: bool, is_disputed: bool
+) -> PlannedOrder:
     many = wanted.sellers_per_order or choices.randint(1, min(MOST_SELLERS_BY_CHANCE, wanted.sellers))
     return PlannedOrder(
         buyer=f"demo-buyer-{choices.choice(BUYERS)}",
         currency=CURRENCIES[1] if number % EVERY_NTH_IN_JPY == EVERY_NTH_IN_JPY - 1 else CURRENCIES[0],
         lines=tuple((seller, choices.randint(1, 3)) for seller in choices.sample(range(wanted.sellers), many)),
         is_refunded=is_refunded,
+        is_disputed=is_disputed,
     )
 
 
@@ -137,13 +159,15 @@ class _Done:
     sellers: int = 0
     paid: int = 0
     refunded: int = 0
+    disputed: int = 0
 
     def __str__(self) -> str:
-        return f"{self.sellers} sellers, {self.paid} orders paid, {self.refunded} refunded"
+        told = f"{self.sellers} sellers, {self.paid} orders paid, {self.refunded} refunded"
+        return f"{told}, {self.disputed} disputed" if self.disputed else told
 
 
 def run(wanted: Wanted, gateway: TransferGateway, *, console: Console) -> Seeded:
-    """Make the data. The reversals that the refunds owe are left to the reversal worker.
+    """Make the data. The reversals that refunds and disputes owe are left to the reversal worker.
 
     Raises:
         CannotGoOn: Stripe does not answer, or refuses. What was made until then is whole, and stays.
@@ -170,12 +194,18 @@ def run(wanted: Wanted, gateway: TransferGateway, *, console: Console) -> Seeded
             _send_transfers(orders, gateway)
             operator = ground.user(OPERATOR, is_staff=True)
             chosen = [row for row, order in zip(orders, planned.orders, strict=True) if order.is_refunded]
-            for money in _sums(chosen):
+            disputed = [row for row, order in zip(orders, planned.orders, strict=True) if order.is_disputed]
+            for money in _sums([*chosen, *disputed]):
                 ground.add_reserve(gateway, money)
             task = progress.add_task("refunds", total=len(chosen))
             for row in chosen:
                 _refund(row, operator, gateway)
                 done.refunded += 1
+                progress.advance(task)
+            task = progress.add_task("disputes", total=len(disputed))
+            for row in disputed:
+                _dispute(row, gateway)
+                done.disputed += 1
                 progress.advance(task)
     except CannotGoOn as error:
         raise CannotGoOn(
@@ -199,7 +229,7 @@ def _products(planned: PlannedSeller, seller: Seller) -> dict[str, Product]:
 def _paid(planned: PlannedOrder, products: Sequence[dict[str, Product]], gateway: TransferGateway) -> Order:
     lines = [(products[seller][planned.currency], quantity) for seller, quantity in planned.lines]
     order = payments.place_order(buyer=ground.user(planned.buyer), lines=lines, actor=ACTOR)
-    facts = ground.pay(order, gateway)
+    facts = ground.pay(order, gateway, is_disputed=planned.is_disputed)
     # Stripe's answer is as good as its event, which says the same again where a web server listens.
     with transaction.atomic():
         return payments.record(facts, actor=ACTOR)
@@ -237,6 +267,13 @@ def _refund(order: Order, operator: User, gateway: TransferGateway) -> Refund:
     return refunds.send(requested.refund, gateway)
 
 
+def _dispute(order: Order, gateway: TransferGateway) -> Dispute:
+    facts = ground.dispute_of(order, gateway)
+    # As with a payment: its events say the same again.
+    with transaction.atomic():
+        return disputes.record(facts, actor=ACTOR)
+
+
 # --- What came of it --------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +283,7 @@ def _lines(orders: Sequence[Order]) -> list[Line]:
         *_by_status("orders", Order.objects.filter(id__in=ids)),
         *_by_status("transfers", SellerTransfer.objects.filter(order__in=ids)),
         *_by_status("refunds", Refund.objects.filter(order__in=ids)),
+        *_by_status("disputes", Dispute.objects.filter(order__in=ids)),
     ]
 
 

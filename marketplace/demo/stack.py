@@ -279,7 +279,7 @@ class Demo:
             self._line("data", f"as it was left: {there}")
             return
         with self._naming_the_dead():
-            wanted = seed.Wanted()
+            wanted = seed.Wanted(disputes=1)
             with self._timed("data", f"sample data of seed {wanted.seed}, through the services and Stripe"):
                 seeded = seed.run(wanted, self._gateway, console=self._console)
         self._console.print(seed.table(seeded))

@@ -388,6 +388,8 @@ PageOfDisputes = Page[ListedDispute] | Failure
 # As many types may be asked for in one call (docs.stripe.com/api/events/list), and as many events come in one page.
 MOST_EVENT_TYPES = 20
 LARGEST_PAGE = 100
+# Beyond all times of Stripe's, in seconds: a list without an end.
+EVER = 2**33
 
 # --- The gateway ------------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from marketplace.asking import ask
-from marketplace.gateway.contract import Failure, Page, TransferGateway
+from marketplace.gateway.contract import EVER, Failure, Page, TransferGateway
 
 A = TypeVar("A")
 T = TypeVar("T")
-# Beyond all times of Stripe's, in seconds.
-EVER = 2**33
 
 
 @dataclass(kw_only=True)

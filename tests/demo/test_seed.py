@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 
 from marketplace import throttle
 from marketplace.demo import seed
-from marketplace.models import Order, OrderItem, Product, Refund, Seller, SellerTransfer
+from marketplace.models import Dispute, Order, OrderItem, Product, Refund, Seller, SellerTransfer, TransferReversal
 from marketplace.simulator import StripeSimulator
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
 from marketplace.workers import reversal
@@ -58,6 +58,44 @@ def test_no_refund_waits_for_funds_however_many_there_are(run: Run) -> None:
     run("seed_demo", "--sellers", "2", "--orders", "6", "--refund-fraction", "1")
     assert set(Refund.objects.values_list("status", flat=True)) == {RefundStatus.SUCCEEDED}
     assert set(Order.objects.values_list("currency", flat=True)) == {"eur", "jpy"}
+
+
+def test_a_dispute_is_opened_by_the_buyers_card_and_claws_back_what_was_sent(
+    run: Run, simulator: Any, gateway: Any
+) -> None:
+    printed = run(*SMALL, "--disputes", "2")
+    assert "disputes needs_response" in printed
+    found = Dispute.objects.order_by("order_id")
+    assert [(each.status, each.amount_lost) for each in found] == [
+        ("needs_response", each.order.amount) for each in found
+    ]
+    assert set(found.values_list("order__status", flat=True)) == {OrderStatus.PAID}
+    sent = SellerTransfer.objects.filter(order__disputes__isnull=False)
+    assert set(sent.values_list("status", flat=True)) == {TransferStatus.REVERSAL_PENDING}
+    reversal.worker(gateway).run_once()
+    assert set(sent.values_list("status", flat=True)) == {TransferStatus.REVERSED}
+    causes = TransferReversal.objects.filter(transfer__in=sent).values_list("cause", flat=True)
+    assert set(causes) == {TransferReversal.Cause.DISPUTE}
+    audit = simulator.audit()
+    assert (audit["problems"], audit["suspicious"]) == ([], [])
+
+
+def test_a_dispute_that_stripe_does_not_open_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketplace.demo.ground.DISPUTED_METHOD", "pm_card_visa")
+    monkeypatch.setattr("marketplace.demo.ground.DISPUTE_SECONDS", 0.1)
+    with pytest.raises(CommandError, match=r"looking for the dispute of order \d+: Stripe shows none of ch_"):
+        run(*SMALL, "--disputes", "1")
+
+
+def test_a_stripe_that_does_not_show_disputes_is_told(run: Run, simulator: Any) -> None:
+    simulator.faults.add("unavailable", endpoint="GET /v1/disputes")
+    with pytest.raises(CommandError, match=r"Stripe does not answer, looking for the dispute of order \d+"):
+        run(*SMALL, "--disputes", "1")
+
+
+def test_no_order_is_both_refunded_and_disputed() -> None:
+    orders = seed.plan(seed.Wanted(orders=8, refund_fraction=0.5, disputes=4)).orders
+    assert all(order.is_refunded != order.is_disputed for order in orders)
 
 
 def test_the_operator_asks_for_the_refunds_and_cannot_log_in(run: Run) -> None:
@@ -124,6 +162,11 @@ def test_sellers_of_one_seed_have_different_names() -> None:
         (("--refund-fraction", "2"), "argument --refund-fraction: '2' is not valid: expected a number from 0 to 1"),
         (("--refund-fraction", "nan"), "argument --refund-fraction: 'nan' is not valid"),
         (("--refund-fraction", "half"), "argument --refund-fraction: 'half' is not valid"),
+        (("--disputes=-1",), "argument --disputes: '-1' is not valid"),
+        (
+            ("--orders", "4", "--disputes", "4"),
+            "--disputes 4 is not valid: expected at most the orders that are not refunded, which are 3",
+        ),
         (("--seed", "x"), "argument --seed: 'x' is not valid"),
         (("--sellers", "2", "--sellers-per-order", "3"), "--sellers-per-order 3 is not valid: expected at most --sell"),
     ],

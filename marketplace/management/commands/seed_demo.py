@@ -25,8 +25,8 @@ def fraction(text: str) -> float:
 class Command(BaseCommand):
     help = (
         "Make sample data through the same services and Stripe calls as real orders: sellers, paid orders, their"
-        " transfers, and refunds, whose reversals the reversal worker does. In Stripe's test mode only. The same seed"
-        " gives the same names, prices and choices; run again, it adds orders to the same sellers."
+        " transfers, refunds and disputes, whose reversals the reversal worker does. In Stripe's test mode only. The"
+        " same seed gives the same names, prices and choices; run again, it adds orders to the same sellers."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -46,6 +46,12 @@ class Command(BaseCommand):
             help="of the orders, refunded in full (default: %(default)s)",
         )
         parser.add_argument(
+            "--disputes",
+            type=whole_number(0, 100_000),
+            default=DEFAULTS.disputes,
+            help="so many of the orders that are not refunded are charged back (default: %(default)s)",
+        )
+        parser.add_argument(
             "--seed", type=whole_number(0, 2**32 - 1), default=DEFAULTS.seed, help="default: %(default)s"
         )
 
@@ -60,8 +66,15 @@ class Command(BaseCommand):
             orders=options["orders"],
             sellers_per_order=per_order,
             refund_fraction=options["refund_fraction"],
+            disputes=options["disputes"],
             seed=options["seed"],
         )
+        most = seed.most_disputes(wanted)
+        if wanted.disputes > most:
+            raise CommandError(
+                f"--disputes {wanted.disputes} is not valid: expected at most the orders that are not refunded, which"
+                f" are {most}"
+            )
         console = terminal.console(self.stdout)
         try:
             ground.require_test_mode()
