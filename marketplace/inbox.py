@@ -117,6 +117,8 @@ def _storable(payload: Mapping[str, Any]) -> Any:
     replacement character instead. An escaped backslash before the letters ``u0000`` is no NUL and stays.
     """
     text = json.dumps(payload, allow_nan=False)
+    if "\\u0000" not in text and "\\ud" not in text:
+        return payload
     mended = ESCAPES.sub(lambda found: found["fine"] or "\\ufffd", text)
     return payload if mended == text else json.loads(mended)
 

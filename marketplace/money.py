@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 # Source: docs.stripe.com/currencies#zero-decimal and #special-cases. ISK and UGX have no decimals in use, but Stripe
 # counts them in hundredths, so they are not in this list.
@@ -74,6 +73,10 @@ def split(total: int, weights: Sequence[int]) -> list[int]:
     surely = max(total - len(weights), 0)
     parts = [(2 * surely * weight + whole) // (2 * whole) for weight in weights]
     for _ in range(total - sum(parts)):
-        due_most = max(range(len(parts)), key=lambda i: (Fraction(weights[i], 2 * parts[i] + 1), -i))
+        due_most = 0
+        for i, weight in enumerate(weights):
+            # weight / (2 * part + 1) compared without dividing.
+            if weight * (2 * parts[due_most] + 1) > weights[due_most] * (2 * parts[i] + 1):
+                due_most = i
         parts[due_most] += 1
     return parts

@@ -141,12 +141,13 @@ def create(
     **fields: Any,
 ) -> TransferReversal:
     reversal = TransferReversal(
-        transfer=transfer,
+        # By number: rows handed over are each looked at by Django's router.
+        transfer_id=transfer.pk,
         amount=amount,
         currency=transfer.currency,
         cause=cause,
-        refund=source if isinstance(source, Refund) else None,
-        dispute=source if isinstance(source, Dispute) else None,
+        refund_id=source.pk if isinstance(source, Refund) else None,
+        dispute_id=source.pk if isinstance(source, Dispute) else None,
         description=statement_lines.of_reversal(transfer, cause),
         **fields,
     )
