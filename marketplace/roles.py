@@ -108,6 +108,8 @@ ACTS: tuple[Act, ...] = (
         scope=Scope.READ,
         api=("GET /api/stats/",),
     ),
+    _see("notice", "notices"),
+    _see("noticemessage", "messages to people"),
     _see("workerheartbeat", "workers"),
     _see("circuitbreaker", "circuit breakers"),
     _see("requestallowance", "request allowances"),
@@ -206,6 +208,13 @@ ACTS: tuple[Act, ...] = (
         scope=Scope.OPERATE,
         api=("POST /api/webhook-events/{id}/replay/", "POST /api/webhook-events/replay/"),
         pages=("marketplace_webhookevent_replay_one",),
+    ),
+    Act(
+        what="send a message to people again",
+        permission="marketplace.resend_noticemessage",
+        also=("marketplace.view_noticemessage",),
+        roles=ON_CALL,
+        pages=("marketplace_noticemessage_resend",),
     ),
     Act(
         what="record that a seller paid a debt",

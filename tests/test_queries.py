@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from marketplace import throttle
 from marketplace.api.urls import router
-from marketplace.models import BulkRetry, Order, RequestAllowance
+from marketplace.models import BulkRetry, Notice, NoticeMessage, Order, RequestAllowance
 from marketplace.workers.heartbeat import Heartbeat
 from tests.factories import (
     ApiTokenFactory,
@@ -62,6 +62,9 @@ def one_more(root: Client) -> Callable[[], None]:
         WebhookEventFactory(failed=True)
         BulkRetryFactory()
         BulkRetryItemFactory(bulk_retry=bulk_retry)
+        NoticeMessage.objects.create(
+            channel="email", notices=[Notice.objects.latest("id").pk], next_retry_at=timezone.now()
+        )
         ApiTokenFactory()
         name = uuid4().hex[:8]
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")

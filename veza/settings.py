@@ -362,6 +362,13 @@ UNFOLD = {
                 ),
                 ("Stripe", [("Webhook events", "webhook", "marketplace_webhookevent")]),
                 (
+                    "People",
+                    [
+                        ("Notices", "notifications", "marketplace_notice"),
+                        ("Messages", "outgoing_mail", "marketplace_noticemessage"),
+                    ],
+                ),
+                (
                     "Workers",
                     [
                         ("Workers", "engineering", "marketplace_workerheartbeat"),

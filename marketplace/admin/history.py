@@ -101,6 +101,19 @@ class BulkRetryHistoryInline(HistoryInline):
     readonly_fields = fields
 
 
+class MessageHistoryInline(HistoryInline):
+    """What a person had sent again: by whom, and why."""
+
+    model = apps.get_model("marketplace", "NoticeMessageHistory")
+    verbose_name_plural = _("sent again")
+    fields = ("when", "actor", "reason")
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        # It has no status: what counts is that a person asked.
+        return OwnedInline.get_queryset(self, request).order_by("-pgh_id")
+
+
 class EventHistoryInline(HistoryInline):
     """Empty before a person has it replayed."""
 

@@ -411,6 +411,12 @@ def _updated(label: str, condition: Any, *columns: str) -> pghistory.UpdateEvent
     )
 
 
+def tracked_each(column: str, model_name: str, *fields: str) -> Any:
+    """A history of each change of ``column``, and of nothing else."""
+    condition = pgtrigger.Condition(f"OLD.{column} IS DISTINCT FROM NEW.{column}")
+    return _history(model_name, fields, [_updated("change", condition, column)])
+
+
 def _history(
     model_name: str, fields: Sequence[str], trackers: Sequence[Any], indexes: Sequence[models.Index] = ()
 ) -> Any:

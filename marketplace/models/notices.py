@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import pgtrigger
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Work, lease_is_whole, update_of
+from marketplace.models.lifecycle import Work, lease_is_whole, tracked_each, update_of
 from marketplace.models.sales import Seller
 
 NOTICES_CHANNEL = "veza_notices"
@@ -101,6 +102,7 @@ class Notice(models.Model):
         verbose_name = _("notice")
         verbose_name_plural = _("notices")
         ordering = ("-id",)
+        default_permissions = ("view",)
         constraints = [
             models.CheckConstraint(
                 name="notice_is_about_one_row",
@@ -119,12 +121,19 @@ class Notice(models.Model):
                 fields=["due_at", "id"],
                 condition=Q(due_at__isnull=False, seller__isnull=False),
             ),
+            # Few among those of sellers.
+            models.Index(
+                name="notices_of_operators",
+                fields=["kind", "-id"],
+                condition=Q(kind__in=["transfer", "event", "bulk_retry", "dispute"]),
+            ),
         ]
 
     def __str__(self) -> str:
         return f"notice {self.pk}"
 
 
+@tracked_each("resent_at", "NoticeMessageHistory", "outcome", "last_error_code", "last_error_message", "last_error_at")
 class NoticeMessage(Work):
     """One message by one channel, of one notice or of many. Due while ``next_retry_at`` is set."""
 
@@ -149,11 +158,16 @@ class NoticeMessage(Work):
     outcome = models.CharField(_("outcome"), max_length=20, choices=Outcome, blank=True, default="")
     created_at = models.DateTimeField(_("created at"), db_default=Now(), editable=False)
     ended_at = models.DateTimeField(_("ended at"), null=True, blank=True)
+    resent_at = models.DateTimeField(
+        _("sent again at"), null=True, blank=True, help_text=_("When a person last asked for it.")
+    )
 
     class Meta:
-        verbose_name = _("notice message")
-        verbose_name_plural = _("notice messages")
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
         ordering = ("-id",)
+        default_permissions = ("view",)
+        permissions = [("resend_noticemessage", "Can send a message again")]
         constraints = [
             models.CheckConstraint(name="message_tells_something", condition=Q(notices__len__gt=0)),
             models.CheckConstraint(
@@ -171,6 +185,10 @@ class NoticeMessage(Work):
             models.Index(name="messages_due", fields=["next_retry_at", "id"], condition=Q(next_retry_at__isnull=False)),
             # How many were made lately?
             models.Index(name="messages_by_time", fields=["channel", "created_at"]),
+            # Nearly all are sent.
+            models.Index(name="messages_not_sent", fields=["outcome", "-id"], condition=~Q(outcome="sent")),
+            # Which messages tell of this notice?
+            GinIndex(name="messages_by_notice", fields=["notices"]),
         ]
 
     def __str__(self) -> str:

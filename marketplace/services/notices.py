@@ -18,9 +18,11 @@ from django.db import connection, transaction
 from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Value
 from django.db.models.functions import Coalesce, Now
 
+from marketplace import selectors
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import StaleTransition
-from marketplace.models import Notice, NoticeMessage, Seller
+from marketplace.errors import NotAllowedNow, StaleTransition
+from marketplace.models import NOTICES_CHANNEL, Notice, NoticeMessage, Seller
+from marketplace.models.lifecycle import Lifecycle
 from marketplace.services import leases, outcomes, statement_lines
 
 logger = structlog.get_logger(__name__)
@@ -296,12 +298,47 @@ def settle_mended(claimed: NoticeMessage) -> None:
 def settle_not_sent(claimed: NoticeMessage, code: str, message: str) -> None:
     """Try again later, or not any more; committed on return. Raises as ``settle_sent``."""
     error = outcomes.error(code, message)
-    if claimed.claimed_at - claimed.created_at > GIVEN_UP_AFTER:
+    if claimed.claimed_at - (claimed.resent_at or claimed.created_at) > GIVEN_UP_AFTER:
         _settle(claimed, outcome=NoticeMessage.Outcome.GIVEN_UP, error=error)
         logger.error("notice_given_up", message=str(claimed.message_id), channel=claimed.channel, error=message)
         return
     delay = RETRIES.delay(claimed.retry_count, jitter=random.random())  # noqa: S311 - no secret
     _settle(claimed, next_retry_at=outcomes.in_(delay), error=error)
+
+
+def resend(*, message_id: int, actor: str, reason: str) -> NoticeMessage:
+    """A message that its receiver has not taken is due now, for ``GIVEN_UP_AFTER`` anew, under the same ids: who got it
+    after all can tell. Committed on return; the history says who and why.
+
+    Raises:
+        NoticeMessage.DoesNotExist: no such message.
+        NotAllowedNow: it was taken, has nothing to tell any more, is due already, or is in a worker's hands.
+
+    """
+    with transaction.atomic(durable=True):
+        message = NoticeMessage.objects.select_for_update(no_key=True).get(pk=message_id)
+        if refusal := why_not_again(message, now=selectors.now()):
+            raise NotAllowedNow(refusal)
+        with Lifecycle.recording(actor=actor, reason=reason):
+            NoticeMessage.objects.filter(pk=message_id).update(
+                outcome="", ended_at=None, resent_at=Now(), next_retry_at=Now(), retry_count=0
+            )
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, '0')", [NOTICES_CHANNEL])
+    logger.info("notice_resent", message=str(message.message_id), channel=message.channel, actor=actor)
+    return NoticeMessage.objects.get(pk=message_id)
+
+
+def why_not_again(message: NoticeMessage, *, now: datetime) -> str:
+    """Why this message cannot be sent again as it is; empty where it can. ``now`` is the database's."""
+    if message.outcome not in {"", NoticeMessage.Outcome.GIVEN_UP}:
+        ended = NoticeMessage.Outcome(message.outcome).label
+        return f"{message} is {ended}: only one that was given up, or waits for its next try, can be sent again"
+    if message.lease_expires_at is not None and message.lease_expires_at > now:
+        return f"{message} is in a worker's hands: it is being sent at this moment"
+    if message.next_retry_at is not None and message.next_retry_at <= now:
+        return f"{message} is due already: a worker takes it up as soon as it can"
+    return ""
 
 
 def _settle(

@@ -18,7 +18,16 @@ from django.utils import timezone
 
 from marketplace import selectors, states, throttle
 from marketplace.admin.base import COLOURS, label
-from marketplace.models import CircuitBreaker, Product, RequestAllowance, Seller, SellerTransfer, WorkerHeartbeat
+from marketplace.models import (
+    CircuitBreaker,
+    Notice,
+    NoticeMessage,
+    Product,
+    RequestAllowance,
+    Seller,
+    SellerTransfer,
+    WorkerHeartbeat,
+)
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import (
@@ -55,7 +64,7 @@ def page(row: models.Model) -> str:
 @pytest.fixture
 def viewer(db: None) -> Client:
     client = Client()
-    seen = [*VIEWS, "view_apitoken", *(f"view_{name}" for name in COORDINATION)]
+    seen = [*VIEWS, "view_apitoken", "view_notice", "view_noticemessage", *(f"view_{name}" for name in COORDINATION)]
     client.force_login(UserFactory(staff=True, permissions=seen))
     return client
 
@@ -77,6 +86,7 @@ def populate(db: None) -> Callable[[], None]:
         DisputeFactory()
         WebhookEventFactory(failed=True)
         BulkRetryItemFactory()
+        NoticeMessage.objects.create(channel="email", notices=[Notice.objects.latest("id").pk], next_retry_at=Now())
         name = uuid4().hex[:8]
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
         Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
@@ -99,6 +109,8 @@ def test_every_model_has_its_pages() -> None:
         "debt",
         "bulkretry",
         "webhookevent",
+        "notice",
+        "noticemessage",
         "apitoken",
         *COORDINATION,
     }

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
 from marketplace import inbox
-from marketplace.errors import StaleTransition
+from marketplace.errors import NotAllowedNow, StaleTransition
 from marketplace.models import Notice, NoticeMessage, SellerTransfer
 from marketplace.services import leases, notices, transfers
 from marketplace.states import TransferStatus
@@ -284,6 +284,72 @@ def test_a_channel_that_was_switched_off_takes_nothing(hook: WebhookReceiver, ru
     assert run() == 1
     assert NoticeMessage.objects.get().last_error_code == "not_configured"
     assert len(hook.received) == 1
+
+
+# --- Sent again by a person -------------------------------------------------------------------------------------------
+
+
+def resend(message: NoticeMessage) -> NoticeMessage:
+    return notices.resend(message_id=message.pk, actor="user:olga", reason="the receiver is up again")
+
+
+def test_one_that_was_given_up_is_tried_for_three_days_more_under_the_same_ids(hook: WebhookReceiver, run: Run) -> None:
+    failed()
+    hook.answers = [500, 500]
+    assert run() == 1
+    later(days=3, hours=1)
+    assert run() == 1
+    message = NoticeMessage.objects.get()
+    assert message.outcome == Outcome.GIVEN_UP
+    hook.answers = [500]
+    with capture_logs() as logs:
+        again = resend(message)
+    assert (again.outcome, again.retry_count, again.message_id) == ("", 0, message.message_id)
+    assert [(line["message"], line["actor"]) for line in logs] == [(str(message.message_id), "user:olga")]
+    assert run() == 1
+    assert NoticeMessage.objects.get().outcome == "", "its three days begin anew"
+    later(hours=1)
+    assert run() == 1
+    assert NoticeMessage.objects.get().outcome == Outcome.SENT
+    assert len({tuple(ids_of(each)) for each in told(hook)}) == 1
+    (entry,) = message.history.all()
+    assert (entry.pgh_context["actor"], entry.pgh_context["reason"]) == ("user:olga", "the receiver is up again")
+    assert entry.last_error_code == "http_500"
+
+
+def test_one_that_waits_for_its_next_try_is_due_now(hook: WebhookReceiver, run: Run) -> None:
+    failed()
+    hook.answers = [500]
+    assert run() == 1
+    assert run() == 0
+    resend(NoticeMessage.objects.get())
+    assert run() == 1
+    assert NoticeMessage.objects.get().outcome == Outcome.SENT
+
+
+def test_one_that_is_being_sent_is_left_to_its_worker(hook: WebhookReceiver) -> None:
+    failed()
+    claimed = claim_one()
+    with pytest.raises(NotAllowedNow, match="is in a worker's hands"):
+        resend(claimed)
+    NoticeQueue().release(claimed)
+    with pytest.raises(NotAllowedNow, match="is due already"):
+        resend(claimed)
+    notices.settle_sent(claim_one())
+    with pytest.raises(NotAllowedNow, match="is sent: only one that was given up"):
+        resend(claimed)
+    assert not claimed.history.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_worker_hears_of_one_that_is_sent_again(hook: WebhookReceiver) -> None:
+    message = NoticeMessage.objects.create(
+        channel="webhook", notices=[1], outcome="given_up", ended_at=Now(), last_error_code="http_503"
+    )
+    with psycopg.connect(**plain_parameters(), autocommit=True) as listening:
+        listening.execute("LISTEN veza_notices")
+        resend(message)
+        assert [told.payload for told in listening.notifies(timeout=10, stop_after=1)] == ["0"]
 
 
 # --- Death ------------------------------------------------------------------------------------------------------------
