@@ -33,7 +33,7 @@ from bench.run import Run
 
 # In this order: what the terminal shows first is what most people ask first.
 MEASUREMENTS = (
-    "throughput", "mixed", "allowance", "scale", "statements", "pickup", "webhook", "idle", "claim", "memory",
+    "throughput", "mixed", "allowance", "scale", "statements", "pickup", "webhook", "idle", "pages", "claim", "memory",
 )  # fmt: skip
 COMPARATORS = {"throughput": ["procrastinate"], "pickup": ["procrastinate"], "webhook": ["djstripe"]}
 RESULTS = ground.STATE / "results.json"

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from urllib.parse import quote
@@ -192,8 +192,19 @@ AMOUNT = 5000
 SHARE = 4500
 
 
-def fill_orders(connection: Connection, first: int, last: int, *, due_in: int = 1, only_due: bool = False) -> None:
-    """Orders of these numbers: each ``due_in``-th refunded in full, the others paid; 0: all paid."""
+def fill_orders(
+    connection: Connection,
+    first: int,
+    last: int,
+    *,
+    due_in: int = 1,
+    only_due: bool = False,
+    also: Mapping[str, str] | None = None,
+) -> None:
+    """Orders of these numbers: each ``due_in``-th refunded in full, the others paid; 0: all paid.
+
+    Here and below ``also`` has SQL expressions of the number ``n`` for columns that are to be otherwise.
+    """
     refunded = _each(due_in)
     insert(
         connection,
@@ -209,6 +220,7 @@ def fill_orders(connection: Connection, first: int, last: int, *, due_in: int = 
             "stripe_payment_intent_id": "'pi_3Bench' || lpad(n::text, 14, '0')",
             "stripe_charge_id": "'ch_3Bench' || lpad(n::text, 14, '0')",
             "paid_at": "statement_timestamp() - interval '1 day'",
+            **(also or {}),
         },
         f"generate_series({first}, {last}) AS n WHERE {refunded if only_due else 'true'}",
     )
@@ -218,7 +230,15 @@ def _each(due_in: int) -> str:
     return f"n % {due_in} = 0" if due_in else "false"
 
 
-def fill_transfers(connection: Connection, first: int, last: int, *, sellers: int = 1, due_in: int = 1) -> None:
+def fill_transfers(
+    connection: Connection,
+    first: int,
+    last: int,
+    *,
+    sellers: int = 1,
+    due_in: int = 1,
+    also: Mapping[str, str] | None = None,
+) -> None:
     """Transfers that Stripe made, ``sellers`` for each order of these numbers; of refunded orders they are due."""
     due = _each(due_in)
     insert(
@@ -235,12 +255,15 @@ def fill_transfers(connection: Connection, first: int, last: int, *, sellers: in
             "key_generation": "1",
             "first_attempted_at": "statement_timestamp() - interval '1 day'",
             "next_retry_at": f"CASE WHEN {due} THEN statement_timestamp() END",
+            **(also or {}),
         },
         f"generate_series({first}, {last}) AS n, generate_series(1, {sellers}) AS part",
     )
 
 
-def fill_refunds(connection: Connection, first: int, last: int, *, due_in: int = 1) -> None:
+def fill_refunds(
+    connection: Connection, first: int, last: int, *, due_in: int = 1, also_reversed: Mapping[str, str] | None = None
+) -> None:
     """A whole refund and the reversal it owes, for each ``due_in``-th order of these numbers and its one transfer."""
     numbers = f"generate_series({first}, {last}) AS n WHERE {_each(due_in)}"
     insert(
@@ -272,6 +295,7 @@ def fill_refunds(connection: Connection, first: int, last: int, *, due_in: int =
             "amount": str(SHARE),
             "currency": "'eur'",
             "key_generation": "1",
+            **(also_reversed or {}),
         },
         numbers,
     )
