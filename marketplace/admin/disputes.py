@@ -15,7 +15,7 @@ from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminIntegerFieldWidget
 
 from marketplace.admin.asking import Asking, ReasonForm
-from marketplace.admin.base import ReadOnlyAdmin, StatusText, WholeTextFilter, code, link, moment, money
+from marketplace.admin.base import ReadOnlyAdmin, StatusText, WholeTextFilter, code, link, moment, money, tag, yes_no
 from marketplace.admin.history import DisputeHistoryInline
 from marketplace.admin.refunds import OwedForItInline
 from marketplace.errors import MarketplaceError
@@ -63,7 +63,7 @@ class DisputeAdmin(StatusText, Asking, ReadOnlyAdmin):
         "__str__",
         "status_label",
         "amount_shown",
-        "lost_shown",
+        "lost_or_asked",
         "order_link",
         "stripe_reason",
         "due_by",
@@ -80,30 +80,6 @@ class DisputeAdmin(StatusText, Asking, ReadOnlyAdmin):
     search_help_text = _("A dispute's number, dp_… or du_…, whole")
     actions_detail = ("enter_amount",)
     inlines = (OwedForItInline, DisputeHistoryInline)
-    fieldsets = (
-        (
-            None,
-            {
-                "fields": (
-                    ("status_label", "stripe_reason"),
-                    ("amount_shown", "of_order_shown", "lost_shown"),
-                    ("order_link", "parts_shown"),
-                    ("last_error_code", "last_error_message"),
-                )
-            },
-        ),
-        (
-            _("At Stripe"),
-            {
-                "fields": (
-                    ("stripe_dispute_id", "is_charge_refundable", "evidence_due_by"),
-                    ("withdrawn_shown", "reinstated_shown", "fee_shown"),
-                    ("opened_at", "withdrawn_at", "reinstated_at", "closed_at"),
-                    "stripe_seen_at",
-                )
-            },
-        ),
-    )
     readonly_fields = (
         "status_label",
         "amount_shown",
@@ -111,16 +87,48 @@ class DisputeAdmin(StatusText, Asking, ReadOnlyAdmin):
         "lost_shown",
         "order_link",
         "parts_shown",
+        "at_stripe",
+        "refundable",
+        "due_by",
         "withdrawn_shown",
         "reinstated_shown",
         "fee_shown",
+        "opened",
+        "withdrawn",
+        "reinstated",
+        "closed",
+        "said",
     )
+
+    def get_fieldsets(self, _request: HttpRequest, dispute: Any = None) -> Any:
+        """What a person has to do first, and only where there is something to do."""
+        asks = [("last_error_code", "last_error_message")] if dispute is not None and dispute.last_error_code else []
+        ours = (
+            *asks,
+            ("status_label", "stripe_reason"),
+            ("order_link", "amount_shown"),
+            ("of_order_shown", "lost_shown"),
+            "parts_shown",
+        )
+        theirs = (
+            ("at_stripe", "refundable"),
+            ("opened", "closed"),
+            ("due_by", "said"),
+            ("withdrawn_shown", "withdrawn"),
+            ("reinstated_shown", "reinstated"),
+            "fee_shown",
+        )
+        return ((None, {"fields": ours}), (_("At Stripe"), {"fields": theirs}))
 
     # --- Columns --------------------------------------------------------------------------------------------
 
     @admin.display(description=_("lost"), ordering="amount_lost")
     def lost_shown(self, dispute: Dispute) -> SafeString | str:
         return money(dispute.amount_lost or None, dispute.order.currency)
+
+    @admin.display(description=_("lost"), ordering="amount_lost")
+    def lost_or_asked(self, dispute: Dispute) -> SafeString | str:
+        return tag(_("needs a person"), "danger") if dispute.last_error_code else self.lost_shown(dispute)
 
     @admin.display(description=_("of the order"), ordering="order_amount")
     def of_order_shown(self, dispute: Dispute) -> SafeString | str:
@@ -155,7 +163,33 @@ class DisputeAdmin(StatusText, Asking, ReadOnlyAdmin):
 
     @admin.display(description=_("evidence due by"), ordering="evidence_due_by")
     def due_by(self, dispute: Dispute) -> SafeString | str:
-        return moment(dispute.evidence_due_by)
+        """Of one that is over none is wanted any more."""
+        is_over = dispute.status == disputes.LOST or dispute.status in disputes.IN_OUR_FAVOUR
+        return "-" if is_over else moment(dispute.evidence_due_by)
+
+    @admin.display(description=_("refundable"))
+    def refundable(self, dispute: Dispute) -> Any:
+        return yes_no(dispute.is_charge_refundable)
+
+    @admin.display(description=_("opened at"))
+    def opened(self, dispute: Dispute) -> SafeString | str:
+        return moment(dispute.opened_at)
+
+    @admin.display(description=_("withdrawn at"))
+    def withdrawn(self, dispute: Dispute) -> SafeString | str:
+        return moment(dispute.withdrawn_at)
+
+    @admin.display(description=_("reinstated at"))
+    def reinstated(self, dispute: Dispute) -> SafeString | str:
+        return moment(dispute.reinstated_at)
+
+    @admin.display(description=_("closed at"))
+    def closed(self, dispute: Dispute) -> SafeString | str:
+        return moment(dispute.closed_at)
+
+    @admin.display(description=_("as Stripe said at"))
+    def said(self, dispute: Dispute) -> SafeString | str:
+        return moment(dispute.stripe_seen_at)
 
     @admin.display(description=_("at Stripe"))
     def at_stripe(self, dispute: Dispute) -> SafeString | str:

@@ -84,6 +84,25 @@ def test_a_dispute_that_is_not_there_leads_back_to_the_list(finance: Client, for
     assert finance.get(gone)["Location"] == reverse(LIST)
 
 
+def test_the_list_says_of_which_a_person_is_asked(finance: Client, foreign: Dispute) -> None:
+    DisputeFactory(amount_lost=5)
+    shown = finance.get(reverse(LIST)).content.decode()
+    rows = shown[shown.index('id="result_list"') :]
+    assert rows.count("needs a person") == 1
+    assert "0.05 EUR" in rows
+    assert foreign.last_error_message in finance.get(address("change", foreign)).content.decode()
+
+
+@pytest.mark.parametrize(("status", "is_shown"), [("needs_response", True), ("lost", False), ("won", False)])
+def test_of_one_that_is_over_no_evidence_is_wanted(finance: Client, status: str, is_shown: bool) -> None:
+    dispute = DisputeFactory(status=status)
+    due_by = f"{dispute.evidence_due_by:%Y-%m-%d %H:%M}"
+    shown = finance.get(address("change", dispute)).content.decode()
+    assert (due_by in shown) == is_shown
+    assert dispute.last_error_code == ""
+    assert "needs a person" not in shown
+
+
 def test_what_the_platform_bears_is_said(finance: Client) -> None:
     dispute = DisputeFactory(amount_lost=5, status="a_new_word")
     page = finance.get(address("change", dispute)).content.decode()
