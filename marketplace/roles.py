@@ -110,6 +110,8 @@ ACTS: tuple[Act, ...] = (
     ),
     _see("notice", "notices"),
     _see("noticemessage", "messages to people"),
+    _see("reconciliation", "reconciliations with Stripe"),
+    _see("reconciliationfinding", "the drift they found"),
     _see("workerheartbeat", "workers"),
     _see("circuitbreaker", "circuit breakers"),
     _see("requestallowance", "request allowances"),

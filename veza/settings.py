@@ -360,7 +360,14 @@ UNFOLD = {
                         ("Products", "inventory_2", "marketplace_product"),
                     ],
                 ),
-                ("Stripe", [("Webhook events", "webhook", "marketplace_webhookevent")]),
+                (
+                    "Stripe",
+                    [
+                        ("Webhook events", "webhook", "marketplace_webhookevent"),
+                        ("Reconciliations", "balance", "marketplace_reconciliation"),
+                        ("Drift", "difference", "marketplace_reconciliationfinding"),
+                    ],
+                ),
                 (
                     "People",
                     [

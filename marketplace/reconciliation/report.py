@@ -8,17 +8,18 @@ from django.db.models import Count, Q, Sum
 
 from marketplace.models import Drift, Reconciliation, ReconciliationFinding, Seller
 
-COUNTS = (
-    "transfers",
-    "without_row",
-    "reversals",
-    "refunds",
-    "disputes",
-    "rows_not_listed",
-    "looked_at_again",
-    "in_motion",
-    "requests",
-)
+# What is counted, in words.
+MEANINGS = {
+    "transfers": "transfers at Stripe",
+    "without_row": "of them not of this program",
+    "reversals": "reversals in Stripe's ledger",
+    "refunds": "refunds at Stripe",
+    "disputes": "disputes at Stripe",
+    "rows_not_listed": "rows asked for one by one",
+    "looked_at_again": "looked at again",
+    "in_motion": "in motion, left for the next time",
+    "requests": "requests to Stripe",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class SellersLeak:
 
 
 def counts(run: Reconciliation) -> dict[str, int]:
-    return {name: run.counts.get(name, 0) for name in COUNTS}
+    return {name: run.counts.get(name, 0) for name in MEANINGS}
 
 
 def left(run: Reconciliation) -> int:

@@ -87,7 +87,7 @@ def test_a_dispute_that_is_not_there_leads_back_to_the_list(finance: Client, for
 def test_the_list_says_of_which_a_person_is_asked(finance: Client, foreign: Dispute) -> None:
     DisputeFactory(amount_lost=5)
     shown = finance.get(reverse(LIST)).content.decode()
-    rows = shown[shown.index('id="result_list"') :]
+    rows = shown[shown.index('id="result_list"') : shown.index("</table>")]
     assert rows.count("needs a person") == 1
     assert "0.05 EUR" in rows
     assert foreign.last_error_message in finance.get(address("change", foreign)).content.decode()

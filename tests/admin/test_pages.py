@@ -20,9 +20,12 @@ from marketplace import selectors, states, throttle
 from marketplace.admin.base import COLOURS, label
 from marketplace.models import (
     CircuitBreaker,
+    Drift,
     Notice,
     NoticeMessage,
     Product,
+    Reconciliation,
+    ReconciliationFinding,
     RequestAllowance,
     Seller,
     SellerTransfer,
@@ -64,7 +67,15 @@ def page(row: models.Model) -> str:
 @pytest.fixture
 def viewer(db: None) -> Client:
     client = Client()
-    seen = [*VIEWS, "view_apitoken", "view_notice", "view_noticemessage", *(f"view_{name}" for name in COORDINATION)]
+    seen = [
+        *VIEWS,
+        "view_apitoken",
+        "view_notice",
+        "view_noticemessage",
+        "view_reconciliation",
+        "view_reconciliationfinding",
+        *(f"view_{name}" for name in COORDINATION),
+    ]
     client.force_login(UserFactory(staff=True, permissions=seen))
     return client
 
@@ -87,6 +98,8 @@ def populate(db: None) -> Callable[[], None]:
         WebhookEventFactory(failed=True)
         BulkRetryItemFactory()
         NoticeMessage.objects.create(channel="email", notices=[Notice.objects.latest("id").pk], next_retry_at=Now())
+        run = Reconciliation.objects.create(step="own", until=timezone.now(), finished_at=timezone.now())
+        ReconciliationFinding.objects.create(run=run, kind=Drift.MISSING, subject="transfer 1", detail="none there")
         name = uuid4().hex[:8]
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
         Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
@@ -111,6 +124,8 @@ def test_every_model_has_its_pages() -> None:
         "webhookevent",
         "notice",
         "noticemessage",
+        "reconciliation",
+        "reconciliationfinding",
         "apitoken",
         *COORDINATION,
     }

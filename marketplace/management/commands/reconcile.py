@@ -27,17 +27,6 @@ DRIFT, TROUBLE = 1, 2
 MOST_SHOWN = 50
 GO_ON = "What was compared stands: run it again with the same flags, and it goes on there."
 PERMISSIONS = "Transfers, Balance, Balance transaction sources, Charges and refunds, Disputes: read"
-MEANINGS = {
-    "transfers": "transfers at Stripe",
-    "without_row": "of them not of this program",
-    "reversals": "reversals in Stripe's ledger",
-    "refunds": "refunds at Stripe",
-    "disputes": "disputes at Stripe",
-    "rows_not_listed": "rows asked for one by one",
-    "looked_at_again": "looked at again",
-    "in_motion": "in motion, left for the next time",
-    "requests": "requests to Stripe",
-}
 # What is done in each step, for who waits.
 STEPS = {
     "transfers": "comparing transfers",
@@ -195,7 +184,7 @@ def _as_tables(run: Reconciliation, *, is_fixing: bool) -> Group:
     told.add_column("", justify="right")
     for name, count in report.counts(run).items():
         if count or name in {"transfers", "requests"}:
-            told.add_row(MEANINGS[name], str(count))
+            told.add_row(report.MEANINGS[name], str(count))
     listed = report.totals(run)
     if not listed:
         return Group(told, "No drift.")
