@@ -179,12 +179,48 @@ class Outcome:
     recovered: int = 0
     settled_count: int = 0
     settled: int = 0
+    given_back_count: int = 0
+    given_back: int = 0
     written_off_count: int = 0
     written_off: int = 0
     waiting_count: int = 0
     waiting: int = 0
     person_count: int = 0
     needs_person: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBack:
+    """What sellers were paid again of what had been taken back, or had paid a debt: a refund failed, a dispute was won.
+
+    What of it was kept for their debts counts, for that is among what was settled.
+    """
+
+    currency: str
+    count: int
+    amount: int
+
+
+# When Stripe had made it, by the history. All of it was kept for debts: it was never sent. Such transfers are few, and
+# their index finds them.
+_GIVEN_BACK = """
+    SELECT currency, count(*), sum(amount + amount_netted)::bigint
+    FROM marketplace_sellertransfer AS transfer
+    WHERE gives_back_of_id IS NOT NULL AND undoes_id IS NOT NULL AND CASE
+        WHEN stripe_transfer_id <> '' THEN (
+            SELECT min(pgh_created_at) FROM marketplace_sellertransferhistory AS step
+            WHERE step.pgh_obj_id = transfer.id AND step.stripe_transfer_id <> '')
+        WHEN amount = 0 AND amount_netted > 0 THEN created_at END >= %(since)s
+    GROUP BY 1
+    ORDER BY 1
+"""
+
+
+def given_back(now: datetime) -> list[GivenBack]:
+    """In the last ``DAYS`` days."""
+    names = ("currency", "count", "amount")
+    rows = _rows(_GIVEN_BACK, {"since": day_of(now) - timedelta(days=DAYS - 1)})
+    return [GivenBack(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +319,9 @@ def _recovery_time(happened: Iterable[hourly.Happened]) -> RecoveryTime:
     )
 
 
-def outcomes(owing: Iterable[Owed], happened: Iterable[hourly.Happened]) -> list[Outcome]:
+def outcomes(
+    owing: Iterable[Owed], happened: Iterable[hourly.Happened], returned: Iterable[GivenBack]
+) -> list[Outcome]:
     """By currency; waiting is what workers go on with, the rest of what is owed are debts that need a person."""
     found: dict[str, dict[str, int]] = {}
     names = {What.RECOVERED: "recovered", What.SETTLED: "settled", What.WRITTEN_OFF: "written_off"}
@@ -295,10 +333,12 @@ def outcomes(owing: Iterable[Owed], happened: Iterable[hourly.Happened]) -> list
             _add(found, "waiting", "waiting_count", group)
         else:
             _add(found, "needs_person", "person_count", group)
+    for back in returned:
+        _add(found, "given_back", "given_back_count", back)
     return [Outcome(currency=currency, **sums) for currency, sums in sorted(found.items())]
 
 
-def _add(found: dict[str, dict[str, int]], amount: str, count: str, what: Owed | hourly.Happened) -> None:
+def _add(found: dict[str, dict[str, int]], amount: str, count: str, what: Owed | hourly.Happened | GivenBack) -> None:
     sums = found.setdefault(what.currency, {})
     sums[amount] = sums.get(amount, 0) + what.amount
     sums[count] = sums.get(count, 0) + what.count
@@ -414,13 +454,14 @@ class Overview:
     events: dict[str, int]
     longest: dict[str, tuple[Model, datetime] | None]
     lately: Lately
+    given_back: list[GivenBack]
     workers: list[WorkerState]
     breakers: list[BreakerState]
     allowances: list[AllowanceState]
 
     @property
     def outcomes(self) -> list[Outcome]:
-        return outcomes(self.owed, self.lately.days)
+        return outcomes(self.owed, self.lately.days, self.given_back)
 
 
 def everything(now: datetime) -> Overview:
@@ -432,6 +473,7 @@ def everything(now: datetime) -> Overview:
         events=failed_events(),
         longest={queue: longest_waiting(queue) for queue in selectors.QUEUES},
         lately=lately(now),
+        given_back=given_back(now),
         workers=workers(),
         breakers=breakers(),
         allowances=allowances(),

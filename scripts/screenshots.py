@@ -53,7 +53,16 @@ def make_world() -> tuple[SellerTransfer, BulkRetry]:
     sellers = [SellerFactory() for _ in range(5)]
     for n, seller in enumerate(sellers):
         SellerTransferFactory(seller=seller, completed=True, amount=9900 + 1250 * n)
-        SellerTransferFactory(seller=seller, reversed=True, amount=4200 + 730 * n)
+        back = SellerTransferFactory(seller=seller, reversed=True, amount=4200 + 730 * n)
+    # The last one's refund failed after all.
+    SellerTransferFactory(
+        order=back.order,
+        seller=back.seller,
+        completed=True,
+        amount=back.amount,
+        gives_back_of=back,
+        undoes=back.reversals.get(),
+    )
     SellerTransferFactory(
         seller=sellers[0],
         reversal_pending=True,

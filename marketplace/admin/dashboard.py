@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
 from marketplace import overview, selectors
 from marketplace.admin.base import colour
@@ -102,8 +102,8 @@ class Card:
 
 def _transfer_cards(waiting: Sequence[Waiting]) -> list[Card]:
     titles = (
-        (TransferStatus.PERMANENTLY_FAILED, _("need a person"), ""),
-        (TransferStatus.REVERSAL_PENDING, _("reversals owed"), "reversing"),
+        (TransferStatus.PERMANENTLY_FAILED, ngettext_lazy("needs a person", "need a person", "count"), ""),
+        (TransferStatus.REVERSAL_PENDING, ngettext_lazy("reversal owed", "reversals owed", "count"), "reversing"),
         (TransferStatus.PENDING, _("being sent"), ""),
         (TransferStatus.FAILED, _("sent again later"), "sending"),
     )
@@ -115,14 +115,14 @@ def _transfer_cards(waiting: Sequence[Waiting]) -> list[Card]:
 
 def _refund_card() -> Card:
     asked = [each for each in overview.open_refunds() if each.status == RefundStatus.REQUESTED]
-    title = _("refunds Stripe has not answered")
+    title = ngettext_lazy("refund Stripe has not answered", "refunds Stripe has not answered", "count")
     return _card(Refund, RefundStatus.REQUESTED, title, asked, queue="refunding")
 
 
 def _dispute_card() -> Card:
     count = selectors.disputes_for_a_person()
     return Card(
-        title=_("disputes need an amount"),
+        title=ngettext("dispute needs an amount", "disputes need an amount", count),
         count=count,
         colour="danger" if count else "default",
         status=_("another currency"),
@@ -133,21 +133,25 @@ def _dispute_card() -> Card:
 
 def _event_card() -> Card:
     failed = overview.failed_events()
-    facts = [_("%(count)s need a person") % {"count": failed["person"]}] if failed["person"] else []
-    facts += [_("%(count)s are tried again") % {"count": failed["retrying"]}] if failed["retrying"] else []
-    title, count = _("events that failed"), sum(failed.values())
+    said = {
+        "person": ngettext_lazy("%(count)s needs a person", "%(count)s need a person", "count"),
+        "retrying": ngettext_lazy("%(count)s is tried again", "%(count)s are tried again", "count"),
+    }
+    facts = [str(said[state] % {"count": failed[state]}) for state in said if failed[state]]
+    title, count = ngettext_lazy("event that failed", "events that failed", "count"), sum(failed.values())
     return _card(WebhookEvent, EventStatus.FAILED, title, [], queue="events", count=count, facts=facts)
 
 
 def _debt_card(owing: Iterable[Owed]) -> Card:
     owed = [each for each in owing if each.status == ReversalStatus.FAILED]
-    return _card(Debt, ReversalStatus.FAILED, _("debts of sellers"), owed, href=rows_of(Debt))
+    title = ngettext_lazy("debt of a seller", "debts of sellers", "count")
+    return _card(Debt, ReversalStatus.FAILED, title, owed, href=rows_of(Debt))
 
 
 def _card(
     model: type[Model],
     status: TextChoices,
-    title: str,
+    title: Any,
     groups: Sequence[Any],
     *,
     queue: str = "",
@@ -160,7 +164,8 @@ def _card(
     is_late = oldest is not None and oldest[1] < timezone.now()
     said = [*facts, *sums(groups)] or [_("nothing waits")]
     return Card(
-        title=title,
+        # One that depends on a number asks for it.
+        title=str(title % {"count": number}),
         count=number,
         colour=colour(status) if number else "default",
         status=str(status.label),
@@ -239,7 +244,7 @@ class Outstanding:
 def _money(owing: Sequence[Owed], lately: Lately, now: datetime) -> dict[str, Any]:
     return {
         "outstanding": [_outstanding(owing, currency, now) for currency in sorted({each.currency for each in owing})],
-        "outcomes": [_outcome(each) for each in overview.outcomes(owing, lately.days)],
+        "outcomes": [_outcome(each) for each in overview.outcomes(owing, lately.days, overview.given_back(now))],
         "times": [
             (_("in %(hours)s hours") % {"hours": overview.HOURS}, lately.recovery_time_of_hours()),
             (_("in %(days)s days") % {"days": overview.DAYS}, lately.recovery_time_of_days()),
@@ -322,6 +327,8 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
         "recovered_href": rows_of(TransferReversal, status__exact=ReversalStatus.SUCCEEDED.value, **reversals),
         "settled": money(outcome.settled),
         "settled_count": outcome.settled_count,
+        "given_back": money(outcome.given_back),
+        "given_back_count": outcome.given_back_count,
         "lost": money(outcome.written_off),
         "lost_count": outcome.written_off_count,
         "waiting": money(outcome.waiting),

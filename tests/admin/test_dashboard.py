@@ -16,7 +16,7 @@ from marketplace.models import RequestAllowance, TransferReversal
 from marketplace.workers.heartbeat import Heartbeat
 from tests.api.conftest import VIEWS
 from tests.factories import RefundFactory, SellerTransferFactory, UserFactory, WebhookEventFactory
-from tests.overview.rows import attempt_failed, recovered
+from tests.overview.rows import attempt_failed, given_back, recovered
 
 COORDINATION = ["view_workerheartbeat", "view_circuitbreaker", "view_requestallowance"]
 
@@ -64,19 +64,19 @@ def test_the_cards_say_what_waits_and_link_to_it(viewer: Client) -> None:
 
     assert {title: card.count for title, card in found.items()} == {
         "need a person": 2,
-        "reversals owed": 1,
+        "reversal owed": 1,
         "being sent": 0,
         "sent again later": 0,
-        "refunds Stripe has not answered": 1,
+        "refund Stripe has not answered": 1,
         "events that failed": 2,
-        "debts of sellers": 1,
+        "debt of a seller": 1,
         "disputes need an amount": 0,
     }
     assert found["need a person"].facts == "123.45 EUR · 0.01 USD"
-    assert found["events that failed"].facts == "1 need a person · 1 are tried again"
-    assert found["reversals owed"].oldest.startswith(f"transfer {oldest.pk}, due for")
+    assert found["events that failed"].facts == "1 needs a person · 1 is tried again"
+    assert found["reversal owed"].oldest.startswith(f"transfer {oldest.pk}, due for")
     for card in found.values():
-        if card.title != "debts of sellers":
+        if card.title != "debt of a seller":
             assert shown(viewer, card.href) == card.count, card.title
         if card.oldest_href:
             assert viewer.get(card.oldest_href).status_code == 200
@@ -115,6 +115,16 @@ def test_why_transfers_wait_links_to_them(viewer: Client) -> None:
     assert shown(viewer, second.href) == 1
 
 
+def test_what_sellers_were_given_back_is_told_beside_what_was_recovered(viewer: Client) -> None:
+    given_back(timezone.now(), amount=1200)
+
+    page = viewer.get("/admin/")
+
+    (row,) = page.context["money"]["outcomes"]
+    assert (str(row["recovered"]), str(row["given_back"]), row["given_back_count"]) == ("50.00 EUR", "12.00 EUR", 1)
+    assert "12.00 EUR" in page.content.decode()
+
+
 def test_what_became_of_the_money_and_how_long_it_took(viewer: Client) -> None:
     recovered(timezone.now(), amount=4200, took=timedelta(seconds=64))
     attempt_failed(timezone.now())
@@ -150,14 +160,14 @@ def test_workers_breakers_and_allowances(viewer: Client) -> None:
 @pytest.mark.parametrize(
     ("permission", "seen", "unseen"),
     [
-        ("view_sellertransfer", ["need a person", "Why transfers wait"], ["Time to recovery", "events that failed"]),
-        ("view_transferreversal", ["Time to recovery", "Outstanding by age"], ["need a person", "Why transfers wait"]),
-        ("view_refund", ["refunds Stripe has not answered"], ["need a person", "Time to recovery"]),
-        ("view_webhookevent", ["events that failed"], ["need a person", "a worker on"]),
-        ("view_debt", ["debts of sellers"], ["need a person", "Time to recovery"]),
-        ("view_workerheartbeat", ["a worker on"], ["breakers", "need a person"]),
-        ("view_circuitbreaker", ["Circuit breakers"], ["a worker on", "need a person"]),
-        ("view_requestallowance", ["Request allowances"], ["a worker on", "need a person"]),
+        ("view_sellertransfer", ["needs a person", "Why transfers wait"], ["Time to recovery", "events that failed"]),
+        ("view_transferreversal", ["Time to recovery", "Outstanding by age"], ["needs a person", "Why transfers wait"]),
+        ("view_refund", ["refunds Stripe has not answered"], ["needs a person", "Time to recovery"]),
+        ("view_webhookevent", ["events that failed"], ["needs a person", "a worker on"]),
+        ("view_debt", ["debt of a seller"], ["needs a person", "Time to recovery"]),
+        ("view_workerheartbeat", ["a worker on"], ["breakers", "needs a person"]),
+        ("view_circuitbreaker", ["Circuit breakers"], ["a worker on", "needs a person"]),
+        ("view_requestallowance", ["Request allowances"], ["a worker on", "needs a person"]),
     ],
 )
 def test_each_sees_what_it_may_see(db: None, permission: str, seen: list[str], unseen: list[str]) -> None:

@@ -22,7 +22,7 @@ def test_a_failed_transfer_is_found_and_retried(page: Page, live: str) -> None:
     SellerTransferFactory(completed=True)
     sign_in(page, live, "retry_sellertransfer")
 
-    page.locator("#waiting").get_by_role("link", name="need a person").click()
+    page.locator("#waiting").get_by_role("link", name="needs a person").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.get_by_role("link", name=f"transfer {transfer.pk}").click()
     page.get_by_role("link", name="Retry").click()

@@ -74,7 +74,7 @@ def test_a_stuck_transfer_is_found_from_the_start_page_understood_and_by_some_re
 ) -> None:
     make_groups()
     enter(page, live, person(role))
-    page.locator("#waiting").get_by_role("link", name="need a person").click()
+    page.locator("#waiting").get_by_role("link", name="needs a person").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.get_by_role("link", name=f"transfer {stuck.pk}").click()
     expect(page.locator("#why-cause")).to_have_text("Stripe has no transfer with this id for our key.")
@@ -114,7 +114,7 @@ def test_signed_in_found_and_retried_by_keys_alone(page: Page, live: str, stuck:
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
 
-    card = page.locator("#waiting").get_by_role("link", name="need a person")
+    card = page.locator("#waiting").get_by_role("link", name="needs a person")
     expect(card).to_be_visible()
     reach(page, card)
     page.keyboard.press("Enter")

@@ -35,10 +35,26 @@ def attempt_failed(at: datetime, *, code: str = "server_error") -> SellerTransfe
     """An attempt to take money back, that left the row waiting."""
     transfer: SellerTransfer = SellerTransferFactory(reversal_pending=True)
     transfer.change(reason="no answer", actor="test", last_error_code=code, last_error_at=at)
+    _happened(transfer, at)
+    return transfer
+
+
+def given_back(at: datetime, *, amount: int = 1000, **fields: Any) -> SellerTransfer:
+    """A transfer that pays a seller again what a reversal took, sent at that time."""
+    undone = recovered(at - timedelta(days=1), amount=5000, currency=fields.get("currency", "eur"))
+    of = undone.transfer
+    given = {"order": of.order, "seller": of.seller, "completed": True, "undoes": undone, "gives_back_of": of, **fields}
+    again: SellerTransfer = SellerTransferFactory(amount=amount, **given)
+    _happened(again, at)
+    return again
+
+
+def _happened(transfer: SellerTransfer, at: datetime) -> None:
     with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
         cursor.execute("ALTER TABLE marketplace_sellertransferhistory DISABLE TRIGGER USER")
         cursor.execute(
             "UPDATE marketplace_sellertransferhistory SET pgh_created_at = %s WHERE pgh_obj_id = %s", [at, transfer.pk]
         )
         cursor.execute("ALTER TABLE marketplace_sellertransferhistory ENABLE TRIGGER USER")
-    return transfer
+        cursor.execute("SET CONSTRAINTS ALL DEFERRED")

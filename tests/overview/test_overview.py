@@ -11,12 +11,13 @@ from marketplace.models import RequestAllowance, SellerTransfer, TransferReversa
 from marketplace.states import RefundStatus
 from marketplace.workers.heartbeat import Heartbeat
 from tests.factories import (
+    DebtEntryFactory,
     RefundFactory,
     SellerTransferFactory,
     TransferReversalFactory,
     WebhookEventFactory,
 )
-from tests.overview.rows import attempt_failed, recovered, settled
+from tests.overview.rows import attempt_failed, given_back, recovered, settled
 
 pytestmark = pytest.mark.django_db
 Cause = TransferReversal.Cause
@@ -142,6 +143,52 @@ def test_what_became_of_the_money() -> None:
     assert (found["eur"].person_count, found["eur"].waiting_count) == (2, 1)
     assert found["eur"].needs_person == 2 * 5000 - 500
     assert found["eur"].waiting == 5000
+
+
+def test_what_sellers_were_given_back() -> None:
+    now = timezone.now()
+    given_back(now - timedelta(days=2), amount=1000)
+    given_back(now - timedelta(days=29), amount=500)
+    given_back(now - timedelta(days=31), amount=4000)
+    given_back(now - timedelta(days=2), amount=70, currency="jpy")
+    # Not sent yet, or declined; and what had never been taken, but kept back before it was sent.
+    given_back(now, completed=False)
+    given_back(now, completed=False, canceled=True, declined=True)
+    given_back(now, undoes=None, gives_back_of=SellerTransferFactory(completed=True, amount=100, amount_kept_back=5000))
+
+    found = {each.currency: each for each in overview.everything(now).outcomes}
+
+    assert (found["eur"].given_back, found["eur"].given_back_count) == (1500, 2)
+    assert (found["jpy"].given_back, found["jpy"].given_back_count) == (70, 1)
+
+
+def test_what_is_given_back_counts_when_it_was_first_sent() -> None:
+    now = timezone.now()
+    again = given_back(now - timedelta(days=31), amount=1000)
+    again.transition("reversal_pending", reason="refunded", actor="test", next_retry_at=now)
+
+    assert overview.given_back(now) == []
+
+
+def test_what_was_kept_of_it_for_debts_is_given_back_too() -> None:
+    """For it is among what was settled."""
+    undone = recovered(timezone.now())
+    seller = undone.transfer.seller
+    again = SellerTransferFactory(
+        order=undone.transfer.order,
+        seller=seller,
+        gives_back_of=undone.transfer,
+        undoes=undone,
+        canceled=True,
+        amount=0,
+        amount_netted=300,
+    )
+    owing = SellerTransferFactory(permanently_failed=True, reversal=False, seller=seller)
+    DebtEntryFactory(
+        kind="netted", amount=300, transfer=again, reversal=TransferReversalFactory(failed=True, transfer=owing)
+    )
+
+    assert [(each.count, each.amount) for each in overview.given_back(timezone.now())] == [(1, 300)]
 
 
 def test_attempts_by_hour_and_day() -> None:

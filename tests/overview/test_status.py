@@ -52,6 +52,7 @@ def test_it_says_what_waits_and_what_came_back() -> None:
         "longest due: transfer",
         "EUR recovered",
         "42.00 EUR",
+        "EUR given back to sellers",
         "a worker on",
         "open since",
         "0 of 1",

@@ -125,6 +125,7 @@ def _outcomes(found: Overview) -> RenderableType:
         for name, count, amount in (
             ("recovered", each.recovered_count, each.recovered),
             ("paid by hand or netted", each.settled_count, each.settled),
+            ("given back to sellers", each.given_back_count, each.given_back),
             ("lost", each.written_off_count, each.written_off),
             ("waiting now", each.waiting_count, each.waiting),
             ("needs a person now", each.person_count, each.needs_person),
