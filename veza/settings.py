@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 from veza import database, logs
@@ -322,6 +323,7 @@ UNFOLD = {
     "SITE_SYMBOL": "currency_exchange",
     # Unfold's own has too little contrast as text on its dark pages (WCAG AA): this is its next lighter one.
     "COLORS": {"primary": {"500": "oklch(71.4% .203 305.504)"}},
+    "STYLES": [lambda _request: static("marketplace/admin.css")],
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_HISTORY": False,
     "DASHBOARD_CALLBACK": "marketplace.admin.dashboard.context",
