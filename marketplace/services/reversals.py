@@ -165,7 +165,9 @@ def keep_back(transfer: SellerTransfer, *, amount: int, actor: str, reason: str)
             reason=reason,
         )
     else:
-        transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, next_retry_at=None)
+        # Whatever it waited for, nobody is asked any more.
+        settled = {**outcomes.CLEARED_ERROR, "failed_leg": "", "next_retry_at": None}
+        transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, **settled)
 
 
 def after_part(amount_reversed: int) -> TransferStatus:

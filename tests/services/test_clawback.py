@@ -607,6 +607,7 @@ def test_a_new_refund_makes_the_question_needless(undecided: SellerTransfer) -> 
     record(undecided.order, stripe_refund_id="re_2")
     undecided.refresh_from_db()
     assert (undecided.status, undecided.declined) == (TransferStatus.CANCELED, False)
+    assert (undecided.last_error_code, undecided.failed_leg) == ("", "")
 
 
 @pytest.mark.parametrize(
