@@ -15,7 +15,16 @@ from django.utils import timezone
 
 from marketplace import throttle
 from marketplace.api.urls import router
-from marketplace.models import BulkRetry, Notice, NoticeMessage, Order, RequestAllowance
+from marketplace.models import (
+    BulkRetry,
+    Drift,
+    Notice,
+    NoticeMessage,
+    Order,
+    Reconciliation,
+    ReconciliationFinding,
+    RequestAllowance,
+)
 from marketplace.workers.heartbeat import Heartbeat
 from tests.factories import (
     ApiTokenFactory,
@@ -66,6 +75,8 @@ def one_more(root: Client) -> Callable[[], None]:
             channel="email", notices=[Notice.objects.latest("id").pk], next_retry_at=timezone.now()
         )
         ApiTokenFactory()
+        run = Reconciliation.objects.create(step="own", until=timezone.now(), finished_at=timezone.now())
+        ReconciliationFinding.objects.create(run=run, kind=Drift.MISSING, subject="transfer 1", detail="none there")
         name = uuid4().hex[:8]
         throttle.failed(name, channel="c", whom="seller 1", everyone=True, is_probe=False, error="503")
         Heartbeat(name, ["reversal", "refund"], concurrency=16).beat(in_hand=3)
