@@ -3,8 +3,12 @@
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
 from django.urls import reverse
+from rest_framework.exceptions import PermissionDenied
 
+from marketplace.api import access
+from marketplace.models import Order
 from tests.api.conftest import Scene, problem
 from tests.factories import ProductFactory, WebhookEventFactory
 
@@ -69,6 +73,12 @@ def test_a_foreign_row_does_not_exist(
     response = scene.clients[person].get(reverse(f"api:{name}-detail", args=[targets[name]]))
 
     assert response.status_code == expected
+
+
+def test_strangers_have_no_rows_of_their_own(db: None) -> None:
+    """Nobody gets as far: whoever forgets to ask for a sign-in shows nothing all the same."""
+    with pytest.raises(PermissionDenied, match="Only staff may see orders"):
+        access.visible(Order.objects.all(), AnonymousUser())
 
 
 @pytest.mark.parametrize("name", DETAILS)

@@ -1,14 +1,17 @@
 """How fast one caller may ask."""
 
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 from rest_framework.test import APIClient
 
+from marketplace.api import pace
 from marketplace.models import ApiPace
 from marketplace.models.api_requests import take_turn
-from tests.api.conftest import VIEWS, client_of, problem
+from tests.api.conftest import VIEWS, client_of, problem, session_of
 from tests.factories import SellerTransferFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -42,6 +45,19 @@ def test_each_caller_has_a_limit_of_its_own(staff: APIClient, settings: Any) -> 
     assert statuses(session, 2) == [200, 429]
 
 
+def test_each_token_of_a_user_has_a_limit_of_its_own(settings: Any) -> None:
+    settings.API_REQUESTS_PER_MINUTE = 1
+    user = UserFactory(staff=True, permissions=VIEWS)
+    for client in (client_of(user), client_of(user), session_of(user)):
+        assert statuses(client, 2) == [200, 429]
+
+
+def test_a_token_is_not_taken_for_the_user_of_its_number() -> None:
+    user = SimpleNamespace(pk=7)
+    subjects = {pace._subject(SimpleNamespace(auth=auth, user=user)) for auth in (None, SimpleNamespace(pk=7))}  # type: ignore[arg-type]
+    assert subjects == {"user:7", "token:7"}
+
+
 def test_changes_have_a_limit_of_their_own(operator: APIClient, settings: Any) -> None:
     settings.API_CHANGES_PER_MINUTE = 1
 
@@ -71,3 +87,9 @@ def test_a_refused_request_takes_no_turn() -> None:
     assert [take_turn("a", per_minute=2) == 0 for _ in range(4)] == [True, True, False, False]
     assert take_turn("a", per_minute=2) <= 30
     assert take_turn("a", per_minute=600) > 0
+
+
+def test_a_minutes_worth_is_all_that_is_saved_up() -> None:
+    assert take_turn("a", per_minute=2) == 0
+    ApiPace.objects.update(used_until=Now() - timedelta(hours=1))
+    assert [take_turn("a", per_minute=2) == 0 for _ in range(3)] == [True, True, False]

@@ -183,6 +183,8 @@ def test_buyers_and_sellers_have_tokens_too(scene: Scene) -> None:
     buyer = scene.order.buyer
     assert client_of(buyer, Scope.READ).get(f"/api/orders/{scene.order.pk}/").status_code == 200
     problem(client_of(buyer, Scope.TOKENS).get("/api/orders/"), 403)
+    for answer in (client_of(buyer, Scope.READ).get(TOKENS), client_of(buyer, Scope.READ).post(TOKENS, NEW)):
+        assert problem(answer, 403)["detail"] == "This token has not the scope tokens."
     assert client_of(buyer, Scope.TOKENS).post(TOKENS, {"name": "n", "scopes": ["tokens"]}).status_code == 400
     assert client_of(buyer).post(TOKENS, {**NEW, "expires_in_days": 5}).status_code == 201
 

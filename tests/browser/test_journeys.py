@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
+from django.db.models.functions import Now
 from playwright.sync_api import Locator, Page, expect
 
-from marketplace.models import SellerTransfer
+from marketplace.models import NoticeMessage, SellerTransfer
 from marketplace.roles import ON_CALL, Role
 from marketplace.workers.heartbeat import Heartbeat
 from marketplace.workers.reversal import ReversalQueue
@@ -149,6 +150,8 @@ def test_no_page_has_a_serious_fault_of_accessibility(page: Page, live: str, wid
     dispute = DisputeFactory(order=transfer.order)
     event = WebhookEventFactory(given_up=True)
     bulk = BulkRetryItemFactory(failed=True).bulk_retry
+    told = {"notices": [transfer.notices.get().pk], "last_error_code": "http_503"}
+    message = NoticeMessage.objects.create(channel="webhook", outcome="given_up", ended_at=Now(), **told)
     user = UserFactory(superuser=True, staff=True)
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
@@ -166,6 +169,9 @@ def test_no_page_has_a_serious_fault_of_accessibility(page: Page, live: str, wid
         f"webhookevent/{event.pk}/change/",
         "bulkretry/",
         f"bulkretry/{bulk.pk}/change/",
+        "notice/",
+        f"noticemessage/{message.pk}/change/",
+        f"noticemessage/{message.pk}/resend/",
     ):
         page.goto(f"{live}/admin/marketplace/{address}")
         faults[address] = faults_of(page)
