@@ -8,7 +8,8 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import OperationalError, connections
 from django.db.models.functions import Now
-from rest_framework.test import APIClient
+from rest_framework.request import Request
+from rest_framework.test import APIClient, APIRequestFactory
 from structlog.testing import capture_logs
 
 from marketplace.api import idempotency
@@ -58,6 +59,23 @@ def test_a_repeated_replay_gives_the_first_answer(client: APIClient) -> None:
     assert [answer.status_code for answer in answers] == [200, 200]
     event.refresh_from_db()
     assert event.replay_count == 1
+
+
+def test_all_that_says_what_is_asked_counts() -> None:
+    make = APIRequestFactory()
+
+    def of(method: str, address: str, body: dict[str, int]) -> str:
+        return idempotency.fingerprint(Request(getattr(make, method)(address, body, format="json")))
+
+    asked: list[tuple[str, str, dict[str, int]]] = [
+        ("post", "/api/a/", {}),
+        ("put", "/api/a/", {}),
+        ("post", "/api/b/", {}),
+        ("post", "/api/a/?x=1", {}),
+        ("post", "/api/a/", {"x": 1}),
+    ]
+    assert len({of(*each) for each in asked}) == len(asked)
+    assert of(*asked[0]) == of(*asked[0])
 
 
 def test_the_key_is_its_users_own(client: APIClient) -> None:
