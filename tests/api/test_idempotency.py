@@ -83,6 +83,11 @@ def test_the_key_is_its_users_own(client: APIClient) -> None:
     retry(client, transfer)
     other = client_of(UserFactory(staff=True, permissions=[*VIEWS, "retry_sellertransfer"]))
     problem(retry(other, transfer), 409, "not-allowed-now")
+    theirs = failed()
+    assert retry(other, theirs).status_code == 200
+    for whose, row in ((client, transfer), (other, theirs)):
+        again = retry(whose, row)
+        assert (again["Idempotent-Replayed"], again.json()["id"]) == ("true", row.pk)
 
 
 @pytest.mark.parametrize("body", [{"reason": "another"}, {**BODY, "more": 1}, []])
