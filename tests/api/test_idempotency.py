@@ -4,9 +4,10 @@ import threading
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.contrib.auth.models import User
-from django.db import OperationalError, connections
+from django.db import OperationalError, connection, connections
 from django.db.models.functions import Now
 from rest_framework.request import Request
 from rest_framework.test import APIClient, APIRequestFactory
@@ -17,6 +18,7 @@ from marketplace.models import IdempotentRequest, SellerTransfer
 from marketplace.services import transfers
 from tests.api.conftest import VIEWS, client_of, problem
 from tests.api.test_replay import failed_event
+from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory, UserFactory
 
 BODY = {"reason": "the account is open again"}
@@ -250,3 +252,18 @@ def test_old_answers_go_with_each_new_key(user: User, settings: Any) -> None:
     left = set(IdempotentRequest.objects.values_list("key", flat=True))
     assert {"young", "new"} <= left
     assert len(left) == 4
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_another_is_sweeping_is_left_to_it() -> None:
+    user = UserFactory()
+    old = IdempotentRequest.objects.create(user=user, key="old", fingerprint="f")
+    IdempotentRequest.objects.update(claimed_at=Now() - timedelta(days=400))
+    with psycopg.connect(**plain_parameters()) as sweeping, connection.cursor() as cursor:
+        sweeping.execute("SELECT FROM marketplace_idempotentrequest WHERE id = %s FOR UPDATE", [old.pk])
+        cursor.execute("SET lock_timeout = '1s'")
+        try:
+            assert idempotency.claim(user, "new", "f").key == "new"
+        finally:
+            cursor.execute("RESET lock_timeout")
+    assert IdempotentRequest.objects.filter(pk=old.pk).exists()
