@@ -90,6 +90,7 @@ def audit(facts: Facts) -> list[str]:
     _refunds(books, stripe, refunds)
     _disputes(books, stripe)
     _nothing_waits(books, transfers, refunds)
+    _retried_together(books)
     _history(books, "marketplace_sellertransferhistory", STEPS, transfers)
     _history(books, "marketplace_transferreversalhistory", REVERSAL_STEPS, reversals)
     _failures(books, transfers)
@@ -392,6 +393,26 @@ def _nothing_waits(books: Audit, transfers: list[dict[str, Any]], refunds: list[
         " WHERE status = 'failed' OR lease_token IS NOT NULL"
     ):
         books.breaches.append(f"5: event {row['id']} {row['type']} is {row['status']}: {row['last_error_message']}")
+
+
+def _retried_together(books: Audit) -> None:
+    """What was begun together came to its end, and each transfer of it was retried once at most."""
+    for row in rows("SELECT id, status, next_retry_at, lease_token FROM marketplace_bulkretry"):
+        is_over = row["next_retry_at"] is None and row["lease_token"] is None
+        books.check(is_over and row["status"] not in {"canary", "running"}, f"8: bulk retry {row['id']} is not over")
+    for row in rows(
+        """
+        SELECT item.bulk_retry_id, item.transfer_id, item.status, item.retried_at IS NOT NULL AS is_retried,
+            (SELECT count(*) FROM marketplace_sellertransferhistory AS told
+             WHERE told.pgh_obj_id = item.transfer_id AND told.pgh_label = 'status'
+               AND told.pgh_context->>'reason' LIKE 'bulk retry ' || item.bulk_retry_id || ':%'
+               AND told.status IN ('failed', 'reversal_pending')) AS times
+        FROM marketplace_bulkretryitem AS item
+        """
+    ):
+        name = f"transfer {row['transfer_id']} of bulk retry {row['bulk_retry_id']}"
+        books.check(row["times"] == row["is_retried"], f"2: {name} ({row['status']}) was retried {row['times']} times")
+        books.check(row["status"] != "retried", f"8: what became of {name} was never written down")
 
 
 def _history(books: Audit, table: str, steps: dict[str, set[str]], live: list[dict[str, Any]]) -> None:

@@ -41,6 +41,7 @@ class Life:
         self._held = due.Held()
         self._held_at = -1
         self._retried: Counter[int] = Counter()
+        self._tried_together = False
 
     def run(self) -> None:
         self._begin()
@@ -107,6 +108,8 @@ class Life:
             choices.append((2.0 * at_work, self._work))
         if self._for_a_person:
             choices.append((0.5, self.people.retry_one))
+            if self.scene.profile.together:
+                choices.append((self.scene.profile.together, self.people.retry_together))
         return choices
 
     def _take_a_letter(self) -> None:
@@ -290,7 +293,7 @@ class Life:
             if any(each.now for each in found.values()):
                 self._work_off(found)
                 continue
-            if self._for_a_person and self._retry_all():
+            if self._for_a_person and (self._retry_together() or self._retry_all()):
                 continue
             times = [each.next_at for each in found.values() if each.next_at is not None]
             if any(moment > self.clock.now + LONGEST_WAIT for moment in times):
@@ -340,6 +343,15 @@ class Life:
             self.people.retry(transfer)
             self._run_all()
         return bool(found)
+
+    def _retry_together(self) -> bool:
+        """Once, and each by itself after that."""
+        if not self.scene.profile.together or self._tried_together:
+            return False
+        self._tried_together = True
+        self.people.retry_together()
+        self._run_all()
+        return True
 
     def _left(self) -> str:
         with connection.cursor() as cursor:

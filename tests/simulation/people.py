@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from django.contrib.auth.models import User
 from django.db import connection
 
 from marketplace.errors import DATABASE_TROUBLE, MarketplaceError
-from marketplace.services import disputes, refunds, transfers
+from marketplace.models import GIVE_BACK_UNDECIDED
+from marketplace.services import bulk_retries, disputes, refunds, transfers
 from marketplace.simulator import StripeError
 from tests.simulation.scene import Scene
 from tests.simulation.scheduler import Host, Task
@@ -308,3 +310,32 @@ class People:
             scene.counts["retries by operators, refused"] += task.result == "NotAllowedNow"
 
         scene.scheduler.begin(Task(f"retries transfer {transfer}", Host("web"), run, ended=ended))
+
+    def retry_together(self) -> None:
+        """An operator retries all that need a person as one; over the sum a second person approves, or is away."""
+        scene, is_there = self.scene, self.scene.chance.random() < 0.8
+        # Payments back are made together where they are chosen by name, and only there.
+        criteria = bulk_retries.Criteria(error_code=scene.chance.choice(["", GIVE_BACK_UNDECIDED]))
+
+        def run() -> str:
+            operator = scene.world.operator
+            try:
+                chosen = bulk_retries.plan(criteria=criteria, by=operator, reason="tries together")
+                begun = bulk_retries.start(bulk_retry_id=chosen.pk, by=operator)
+                if begun.status == "awaiting_approval" and is_there:
+                    finance, _ = User.objects.get_or_create(username="finance", is_staff=True)
+                    begun = bulk_retries.approve(bulk_retry_id=begun.pk, by=finance, reason="agreed")
+            except MarketplaceError as error:
+                return type(error).__name__
+            except DATABASE_TROUBLE:
+                connection.close()
+                return "503"
+            return begun.status
+
+        def ended(task: Task) -> None:
+            scene.must_not_err(task)
+            scene.note(f"bulk retry: {task.result}")
+            scene.counts["bulk retries"] += task.result == "canary"
+            scene.counts["bulk retries, not begun"] += task.result != "canary"
+
+        scene.scheduler.begin(Task("retries together", Host("web"), run, ended=ended))

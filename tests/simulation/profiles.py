@@ -41,12 +41,15 @@ class Profile:
     is_paid_first: bool
     # The chance that an order is disputed, too.
     disputes: float
+    # How often operators retry what needs a person as one.
+    together: float
     # Whether the endpoint is subscribed to ``transfer.reversed``, which tells of much that is else found by looking.
     hears_of_reversals: bool
 
 
 def profile(seed: int) -> Profile:
     chance, bank = random.Random(f"profile {seed}"), random.Random(f"bank {seed}")
+    team = random.Random(f"team {seed}")
 
     def now_and_then(share: float, most: float) -> float:
         return most * chance.random() if chance.random() < share else 0.0
@@ -93,9 +96,11 @@ def profile(seed: int) -> Profile:
             "TRANSFER_RETRY_MAX_RETRIES": retries,
             "GIVE_BACK": chance.choice(["automatic", "automatic", "ask"]),
             # Of its own chance, so that seeds without disputes tell what they told before there were any.
+            "BULK_RETRY_APPROVAL_ABOVE": {"": team.choice([0, 10**9])},
             "DISPUTE_CLAWBACK_ON": bank.choice(["opened", "opened", "funds_withdrawn", "lost"]),
         },
         is_paid_first=chance.random() < 0.5,
         disputes=bank.choice([0.0, 0.0, 0.5, 1.0]),
+        together=team.choice([0.0, 2.0]),
         hears_of_reversals=seed % 10 == 5,
     )

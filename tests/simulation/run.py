@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import structlog
 from django.db import connection, connections
 from django.test.utils import override_settings
 
 from marketplace.gateway import stripe_api
+from marketplace.services import bulk_retries, bulk_steps
 from marketplace.simulator import StripeSimulator
 from tests.simulation import clocks, hosts, reconciled
 from tests.simulation.audit import Facts, audit
@@ -139,7 +142,11 @@ class Rig:
             sleep=self._sleep,
             seed=seed,
         )
-        with told, hosts.waiting_by(self.scheduler), _listening(self.scheduler):
+        # A transfer may wait for hours: its bulk retry would be looked at thousands of times, and nothing be seen.
+        seldom = patch.object(bulk_steps, "LOOK_INTERVAL", timedelta(hours=1))
+        # The database's own defaults, such as the time of a plan, are not of our clock.
+        lasting = patch.object(bulk_retries, "PLAN_LASTS", timedelta(days=36_500))
+        with told, seldom, lasting, hosts.waiting_by(self.scheduler), _listening(self.scheduler):
             yield
 
     def _monotonic(self) -> float:
