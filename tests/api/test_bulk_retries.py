@@ -115,6 +115,15 @@ def test_where_nothing_matches_nothing_is_planned(ann: APIClient) -> None:
     assert refused["detail"] == "no transfer that needs a person matches"
 
 
+@pytest.mark.parametrize("lacking", ["retry_sellertransfer", "view_bulkretry", "view_sellertransfer"])
+def test_who_plans_sees_what_is_chosen_and_may_retry_it(lacking: str) -> None:
+    SellerTransferFactory(permanently_failed=True)
+    permissions = {"retry_sellertransfer", "view_bulkretry", "view_sellertransfer"} - {lacking}
+    client = client_of(UserFactory(staff=True, permissions=[*permissions]))
+    assert problem(client.post("/api/bulk-retries/", BODY), 403)["detail"].endswith(f"marketplace.{lacking}.")
+    assert not BulkRetry.objects.exists()
+
+
 def test_started_approved_by_another_and_stopped(ann: APIClient) -> None:
     SellerTransferFactory(permanently_failed=True, amount=20_001)
     pk = ann.post("/api/bulk-retries/", BODY).json()["id"]
@@ -208,6 +217,26 @@ def in_admin(*permissions: str) -> Client:
     client = Client()
     client.force_login(UserFactory(staff=True, permissions=[*VIEWS, *permissions]))
     return client
+
+
+@pytest.mark.parametrize(
+    ("name", "permission"),
+    [
+        ("start", "retry_sellertransfer"),
+        ("approve", "approve_bulkretry"),
+        ("stop", "stop_bulkretry"),
+        ("cancel", "stop_bulkretry"),
+        ("", "retry_sellertransfer"),
+    ],
+)
+def test_who_may_not_see_one_decides_nothing(name: str, permission: str) -> None:
+    client = Client()
+    client.force_login(UserFactory(staff=True, permissions=[permission]))
+    bulk_retry = BulkRetryFactory(awaiting_approval=True)
+    address = f"/admin/marketplace/bulkretry/{bulk_retry.pk}/{name}/" if name else "/admin/marketplace/bulkretry/add/"
+    assert client.post(address, {"reason": "x", "apply": "yes"}).status_code == 403
+    bulk_retry.refresh_from_db()
+    assert bulk_retry.status == "awaiting_approval"
 
 
 def test_a_refusal_stands_beside_the_question() -> None:
