@@ -25,9 +25,12 @@ from marketplace.models import (
     BulkRetryItem,
     Debt,
     Dispute,
+    Drift,
     Order,
     OrderItem,
     Product,
+    Reconciliation,
+    ReconciliationFinding,
     Refund,
     Seller,
     SellerTransfer,
@@ -322,4 +325,26 @@ class BulkRetryItemFilter(FilterSet):
 
     class Meta:
         model = BulkRetryItem
+        fields: tuple[str, ...] = ()
+
+
+class ReconciliationFilter(FilterSet):
+    finished = TruthFilter(method="over", label="Whether it is over.")
+
+    class Meta:
+        model = Reconciliation
+        fields: tuple[str, ...] = ()
+
+    def over(self, rows: QuerySet[Reconciliation], _name: str, value: bool) -> QuerySet[Reconciliation]:  # noqa: FBT001
+        return rows.filter(finished_at__isnull=not value)
+
+
+class DriftFilter(FilterSet):
+    run = IdFilter(field_name="run_id", label="A reconciliation's id.")
+    kind = one_of(Drift)
+    currency = currency()
+    is_healed = TruthFilter(label="Whether --fix healed it.")
+
+    class Meta:
+        model = ReconciliationFinding
         fields: tuple[str, ...] = ()

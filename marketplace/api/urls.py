@@ -2,7 +2,7 @@ from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.routers import SimpleRouter
 
-from marketplace.api import bulk_retries, views
+from marketplace.api import bulk_retries, reconciliations, views
 
 app_name = "api"
 
@@ -17,6 +17,8 @@ router.register("bulk-retries", bulk_retries.BulkRetryViewSet, basename="bulk-re
 router.register("sellers", views.SellerViewSet, basename="seller")
 router.register("products", views.ProductViewSet, basename="product")
 router.register("tokens", views.ApiTokenViewSet, basename="token")
+router.register("reconciliations", reconciliations.ReconciliationViewSet, basename="reconciliation")
+router.register("drift", reconciliations.DriftViewSet, basename="drift")
 router.register("webhook-events", views.WebhookEventViewSet, basename="webhook-event")
 
 urlpatterns = [

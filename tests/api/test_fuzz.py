@@ -30,6 +30,7 @@ from schemathesis.specs.openapi.checks import (
 from marketplace.roles import Scope
 from marketplace.services import api_tokens
 from tests.api.conftest import Scene
+from tests.api.test_reconciliations import drift_found
 from tests.factories import (
     ApiTokenFactory,
     BulkRetryFactory,
@@ -75,6 +76,8 @@ def ids(scene: Scene, simulator: Any, settings: Any) -> dict[str, int]:
         "products": ProductFactory().pk,
         "tokens": ApiTokenFactory().pk,
         "webhook-events": WebhookEventFactory(given_up=True).pk,
+        "reconciliations": (finding := drift_found()).run_id,
+        "drift": finding.pk,
         "disputes": DisputeFactory(order=scene.order).pk,
         "bulk-retries": BulkRetryFactory().pk,
     }

@@ -8,6 +8,7 @@ from drf_spectacular.generators import SchemaGenerator
 from marketplace.models import ApiToken
 from marketplace.roles import ACTS, Act, Role
 from tests.api.conftest import Scene, client_of, problem, session_of
+from tests.api.test_reconciliations import drift_found
 from tests.factories import BulkRetryFactory, DisputeFactory, ProductFactory, WebhookEventFactory
 from tests.people import make_groups, person
 
@@ -35,6 +36,8 @@ def ids(scene: Scene) -> dict[str, int]:
     return {
         "orders": scene.order.pk,
         "refunds": scene.refund.pk,
+        "reconciliations": (finding := drift_found()).run_id,
+        "drift": finding.pk,
         "disputes": DisputeFactory(order=scene.order, needs_a_person=True).pk,
         "transfers": scene.transfer.pk,
         "reversals": debt,
