@@ -10,7 +10,7 @@ import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
-from django.db.models import QuerySet, Sum
+from django.db.models import Min, OuterRef, QuerySet, Subquery, Sum
 
 from marketplace.errors import ConflictingFacts, NotAllowedNow, TooMuch
 from marketplace.models import Debt, DebtEntry, SellerTransfer, TransferReversal
@@ -281,6 +281,10 @@ def _undo(
 
 
 def _locked(ids: Iterable[int]) -> dict[int, SellerTransfer]:
-    """In the order of their numbers, as everybody locks transfers."""
-    rows = SellerTransfer.objects.select_for_update(no_key=True).filter(pk__in=sorted(set(ids))).order_by("id")
-    return {transfer.pk: transfer for transfer in rows}
+    """In the order in which everybody locks transfers: the newest order first, since who holds one goes on to older
+    ones that it was netted for; of one order by their numbers.
+    """
+    siblings = SellerTransfer.objects.filter(order=OuterRef("order")).order_by().values("order")
+    first_of_order = Subquery(siblings.annotate(first=Min("pk")).values("first"))
+    rows = SellerTransfer.objects.select_for_update(no_key=True).filter(pk__in=set(ids))
+    return {transfer.pk: transfer for transfer in rows.order_by(first_of_order.desc(), "id")}

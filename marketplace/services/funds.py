@@ -57,6 +57,10 @@ _LINE = """
         WINDOW oldest_first AS (PARTITION BY waiting.currency ORDER BY owed.waiting_for_funds_since, waiting.id)
     )
 """
+# As ``debts`` locks transfers of several orders.
+_NEWEST_ORDER_FIRST = """
+    (SELECT min(sibling.id) FROM marketplace_sellertransfer AS sibling WHERE sibling.order_id = t.order_id) DESC
+"""
 # By the clock, not by the statement's time: this is asked again when the row's lock was waited for.
 _STILL_WAITS = """
     t.status = 'reversal_pending' AND t.last_error_code = 'insufficient_funds'
@@ -128,7 +132,7 @@ def arrived(seller: Seller, available: Mapping[str, int], *, seen_at: datetime) 
             ), chosen AS MATERIALIZED (
                 SELECT t.id FROM marketplace_sellertransfer AS t JOIN reached ON reached.id = t.id
                 WHERE available > 0 AND (amount_so_far <= available OR place = 1) AND {_STILL_WAITS}
-                ORDER BY t.id FOR NO KEY UPDATE OF t
+                ORDER BY {_NEWEST_ORDER_FIRST}, t.id FOR NO KEY UPDATE OF t
             )
             {_WAKE}
             """,  # noqa: S608 - constants of this module
