@@ -40,9 +40,9 @@ chromium: env
 
 test: env chromium ## Run the whole suite
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report= --ignore=tests/simulation
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report= --ignore=tests/simulation
 	@# Watched line by line it would take as long again, and cover nothing that no other test does.
-	@$(BIN)/python -m pytest --numprocesses 2 tests/simulation
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/simulation
 	@$(BIN)/coverage report --include='$(MONEY)' --fail-under=100
 	@$(BIN)/coverage report --format=total --fail-under=90 | sed 's/^/Coverage of all, lines and branches, in percent: /'
 

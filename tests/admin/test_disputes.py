@@ -36,11 +36,11 @@ def address(name: str, dispute: Dispute) -> str:
 
 
 def test_the_front_page_says_how_many_need_an_amount(finance: Client, foreign: Dispute) -> None:
-    card = next(each for each in finance.get("/admin/").context["cards"] if "disputes" in each.title)
+    card = next(each for each in finance.get("/admin/").context["cards"] if "dispute" in each.title)
     assert (card.count, card.colour) == (1, "danger")
     assert [row.pk for row in finance.get(card.href).context["cl"].queryset] == [foreign.pk]
     Dispute.objects.update(last_error_code="")
-    card = next(each for each in finance.get("/admin/").context["cards"] if "disputes" in each.title)
+    card = next(each for each in finance.get("/admin/").context["cards"] if "dispute" in each.title)
     assert (card.count, card.colour) == (0, "default")
 
 

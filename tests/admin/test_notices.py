@@ -138,8 +138,8 @@ def test_rows_are_found_by_the_ids_that_receivers_know(viewer: Client) -> None:
 def test_what_is_rare_among_those_of_sellers_has_an_index(rows: Any, index: str, db: None) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-    order = ["id"] if index == "messages_by_notice" else ["-id"]
-    assert index in rows.order_by(*order)[:51].explain(costs=False)
+    # Without an order, which another index could give too: which of them is cheaper hangs on how full the tables are.
+    assert index in rows.order_by().explain(costs=False)
 
 
 # --- Sent again -------------------------------------------------------------------------------------------------------

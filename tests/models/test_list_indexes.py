@@ -36,7 +36,8 @@ def test_a_list_of_what_is_rare_has_an_index(rows: QuerySet[Any], index: str) ->
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
 
-    assert f"using {index} " in rows.order_by("-id")[:51].explain(costs=False)
+    # Without an order, which another index could give too: which of them is cheaper hangs on how full the tables are.
+    assert index in rows.order_by().explain(costs=False)
 
 
 def entries() -> dict[str, int]:
