@@ -14,6 +14,7 @@ from marketplace.models import NoticeMessage, SellerTransfer
 from marketplace.roles import ON_CALL, Role
 from marketplace.workers.heartbeat import Heartbeat
 from marketplace.workers.reversal import ReversalQueue
+from tests.api.test_reconciliations import drift_found
 from tests.browser.test_admin import PASSWORD
 from tests.factories import (
     BulkRetryItemFactory,
@@ -152,6 +153,7 @@ def test_no_page_has_a_serious_fault_of_accessibility(page: Page, live: str, wid
     bulk = BulkRetryItemFactory(failed=True).bulk_retry
     told = {"notices": [transfer.notices.get().pk], "last_error_code": "http_503"}
     message = NoticeMessage.objects.create(channel="webhook", outcome="given_up", ended_at=Now(), **told)
+    finding = drift_found(kind="not_clawed_back", subject=str(transfer), stripe_account_id="acct_1")
     user = UserFactory(superuser=True, staff=True)
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
@@ -164,7 +166,12 @@ def test_no_page_has_a_serious_fault_of_accessibility(page: Page, live: str, wid
         f"sellertransfer/{transfer.pk}/change/",
         f"sellertransfer/{transfer.pk}/retry_one/",
         f"refund/{reversal.refund_id}/change/",
+        "dispute/",
         f"dispute/{dispute.pk}/change/",
+        "reconciliation/",
+        f"reconciliation/{finding.run_id}/change/",
+        "reconciliationfinding/",
+        f"reconciliationfinding/{finding.pk}/change/",
         "debt/",
         f"webhookevent/{event.pk}/change/",
         "bulkretry/",
