@@ -154,20 +154,23 @@ class ReconciliationFindingAdmin(StatusAndMoney, ReadOnlyAdmin):
     search_help_text = _("tr_…, ch_…, re_…, dp_…, acct_…, or a row such as transfer 7, whole")
     ordering = ("-id",)
     fields = (
-        ("kind_shown", "state", "run_link"),
-        ("subject_link", "amount_shown", "account"),
+        ("kind_shown", "state"),
+        ("subject_link", "amount_shown"),
         "detail",
-        ("at_stripe", "remedy_shown", "found_at"),
+        "remedy_shown",
+        ("at_stripe", "account"),
+        ("run_link", "found"),
     )
     readonly_fields = (
         "kind_shown",
+        "state",
         "subject_link",
         "amount_shown",
-        "state",
+        "remedy_shown",
         "at_stripe",
         "account",
         "run_link",
-        "remedy_shown",
+        "found",
     )
 
     @admin.display(description=_("kind"), ordering="kind")
@@ -202,6 +205,10 @@ class ReconciliationFindingAdmin(StatusAndMoney, ReadOnlyAdmin):
     @admin.display(description=_("reconciliation"))
     def run_link(self, found: ReconciliationFinding) -> SafeString | str:
         return link(found.run)
+
+    @admin.display(description=_("found at"), ordering="found_at")
+    def found(self, drift: ReconciliationFinding) -> SafeString | str:
+        return moment(drift.found_at)
 
     @admin.display(description=_("what --fix does"))
     def remedy_shown(self, found: ReconciliationFinding) -> Any:
