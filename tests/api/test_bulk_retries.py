@@ -235,6 +235,7 @@ def test_who_may_not_see_one_decides_nothing(name: str, permission: str) -> None
     bulk_retry = BulkRetryFactory(awaiting_approval=True)
     address = f"/admin/marketplace/bulkretry/{bulk_retry.pk}/{name}/" if name else "/admin/marketplace/bulkretry/add/"
     assert client.post(address, {"reason": "x", "apply": "yes"}).status_code == 403
+    assert client.get(f"/admin/marketplace/bulkretry/{bulk_retry.pk}/progress/").status_code == 403
     bulk_retry.refresh_from_db()
     assert bulk_retry.status == "awaiting_approval"
 
