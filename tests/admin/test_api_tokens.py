@@ -69,6 +69,16 @@ def test_one_sees_and_revokes_the_own_only(client: Client, user: User) -> None:
     assert (own.revoked_at is None, other.revoked_at) == (False, None)
 
 
+def test_who_may_have_none_revokes_none_either(db: None) -> None:
+    """Also not one of one's own, from before."""
+    user = UserFactory(staff=True)
+    token, client = ApiTokenFactory(user=user), Client()
+    client.force_login(user)
+    assert client.post(address("revoke_one", token)).status_code == 403
+    token.refresh_from_db()
+    assert token.revoked_at is None
+
+
 def test_an_admin_sees_and_revokes_all(db: None) -> None:
     signed_in = Client()
     signed_in.force_login(UserFactory(staff=True, permissions=["view_apitoken", "revoke_apitoken"]))

@@ -133,7 +133,7 @@ def test_the_limit_is_of_each_channel(hook: WebhookReceiver, post: MailServer, r
 
 
 def test_what_was_mended_meanwhile_is_not_put_off(hook: WebhookReceiver, run: Run, settings: Any) -> None:  # noqa: F811
-    settings.NOTICE_DIGEST_ABOVE = 1
+    settings.NOTICE_DIGEST_ABOVE = 0
     failed()
     assert run() == 1
     mend(failed())
