@@ -79,6 +79,15 @@ def test_who_may_have_none_revokes_none_either(db: None) -> None:
     assert token.revoked_at is None
 
 
+def test_who_sees_all_revokes_of_those_selected_the_own_only(db: None) -> None:
+    user = UserFactory(staff=True, permissions=["add_apitoken", "view_apitoken"])
+    own, other, client = ApiTokenFactory(user=user), ApiTokenFactory(), Client()
+    client.force_login(user)
+    selected = {"action": "revoke_selected", "_selected_action": [own.pk, other.pk]}
+    client.post(reverse("admin:marketplace_apitoken_changelist"), selected)
+    assert list(ApiToken.objects.filter(revoked_at__isnull=False)) == [own]
+
+
 def test_an_admin_sees_and_revokes_all(db: None) -> None:
     signed_in = Client()
     signed_in.force_login(UserFactory(staff=True, permissions=["view_apitoken", "revoke_apitoken"]))
