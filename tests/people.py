@@ -20,8 +20,12 @@ class _Now:
 def make_groups() -> None:
     """As the migrations do, all over again where a test that empties the database took them away."""
     if Group.objects.filter(name__in=list(Role)).count() < len(Role):
-        for grant in _grants():
-            grant.code(apps, _Now())
+        grant_all()
+
+
+def grant_all() -> None:
+    for grant in _grants():
+        grant.code(apps, _Now())
 
 
 @cache

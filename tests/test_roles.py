@@ -6,7 +6,7 @@ from django.contrib.auth.models import Group, Permission
 
 from marketplace import roles
 from marketplace.roles import ACTS, Grant, Role
-from tests.people import _Now, make_groups
+from tests.people import _Now, grant_all, make_groups
 
 NEEDED = {name for act in ACTS for name in act.needs}
 MODELS = list(apps.get_app_config("marketplace").get_models())
@@ -28,7 +28,7 @@ def test_granting_again_changes_nothing_and_keeps_what_was_given_by_hand() -> No
     make_groups()
     extra = Permission.objects.get(codename="delete_order")
     Group.objects.get(name="viewer").permissions.add(extra)
-    make_groups()
+    grant_all()
     assert granted(Role.VIEWER) == roles.permissions_of(Role.VIEWER) | {"marketplace.delete_order"}
     assert Group.objects.count() == len(Role)
 
@@ -36,7 +36,7 @@ def test_granting_again_changes_nothing_and_keeps_what_was_given_by_hand() -> No
 @pytest.mark.django_db
 def test_permissions_are_made_where_they_are_not_there_yet() -> None:
     Permission.objects.filter(codename="retry_sellertransfer").delete()
-    make_groups()
+    grant_all()
     assert "marketplace.retry_sellertransfer" in granted(Role.OPERATOR)
 
 
