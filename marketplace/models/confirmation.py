@@ -30,6 +30,8 @@ _CONFIRM = f"""
         FROM held, others
         WHERE reversal.id = %(reversal)s AND reversal.transfer_id = held.id AND reversal.status = 'pending'
           AND reversal.amount = %(amount)s AND reversal.currency = %(currency)s
+          -- Wanted no more by now: who says so touches the transfer too, perhaps at the instant of the claim.
+          AND reversal.unwanted_amount = 0
           -- What is owed beyond the whole is canceled: the longer way does that.
           AND (others.owed = 0 OR held.amount_reversed + %(amount)s < held.amount)
         RETURNING reversal.id

@@ -240,6 +240,15 @@ def wait_until_blocked() -> None:
 
 
 @pytest.mark.django_db
+def test_what_is_wanted_no_more_is_not_confirmed_though_its_transfer_looks_as_it_was_claimed() -> None:
+    """Touched at the instant of the claim, by the same clock, a transfer tells nothing of it."""
+    claimed = claimed_one()
+    TransferReversal.objects.filter(pk=claimed.reversal.pk).update(unwanted_amount=1)
+    assert confirm(claimed, facts(claimed)) == ""
+    assert TransferReversal.objects.get(pk=claimed.reversal.pk).status == ReversalStatus.PENDING
+
+
+@pytest.mark.django_db
 def test_a_debt_beyond_the_whole_is_canceled_by_the_long_way() -> None:
     claimed = claimed_one()
     with pgtrigger.ignore("marketplace.TransferReversal:never_owes_more_than_it_was"):
