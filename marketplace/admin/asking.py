@@ -1,6 +1,6 @@
 """What an operator does to rows is asked for once more, with the rows in sight and a reason to give."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from django import forms
@@ -30,11 +30,10 @@ class ReasonForm(forms.Form):
 
 
 class Asking:
-    """For admins whose operators act on rows."""
+    """For admins whose operators act on rows. Each has ``asked_about``: what is shown of a row beside the question."""
 
-    def asked_about(self, row: Any) -> Mapping[str, Any]:
-        """What is shown of a row beside the question, by heading."""
-        raise NotImplementedError
+    # By heading.
+    asked_about: Callable[..., Mapping[str, Any]]
 
     def chosen(self: Any, request: HttpRequest, rows: QuerySet[M]) -> list[M]:
         """The selected rows; none, and a message, where they are too many."""
