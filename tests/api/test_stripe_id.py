@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from django.db import connection
 from rest_framework.test import APIClient
 
 from marketplace.models import SellerTransfer
+from marketplace.services import transfers
 from tests.api.conftest import VIEWS, client_of, problem
 from tests.factories import SellerFactory, SellerTransferFactory, UserFactory
 
@@ -114,3 +116,19 @@ def test_it_needs_the_permission(nameless: tuple[SellerTransfer, str], simulator
     viewer = client_of(UserFactory(staff=True, permissions=VIEWS))
     assert "retry_sellertransfer" in problem(enter(viewer, transfer, made), 403)["detail"]
     assert (simulator.requests.total, id_of(transfer)) == (before, "")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_transaction_is_open_while_stripe_is_asked(
+    operator: APIClient, nameless: tuple[SellerTransfer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer, made = nameless
+    look_up, seen = transfers.look_up, []
+
+    def looked_up(stripe_transfer_id: str, gateway: Any) -> Any:
+        seen.append(connection.in_atomic_block)
+        return look_up(stripe_transfer_id, gateway)
+
+    monkeypatch.setattr(transfers, "look_up", looked_up)
+    assert enter(operator, transfer, made, **{"Idempotency-Key": "one"}).status_code == 200
+    assert seen == [False]
