@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 from pytest_django import DjangoAssertNumQueries
 
 from marketplace.errors import AlreadyThere, StaleTransition
-from marketplace.models import Order, Refund, SellerTransfer, WebhookEvent, together
+from marketplace.models import Order, Refund, SellerTransfer, WebhookEvent, lifecycle, together
 from marketplace.models.together import written_together
 from marketplace.states import RefundStatus, TransferStatus
 from tests.factories import OrderFactory, SellerTransferFactory, WebhookEventFactory
@@ -135,3 +135,9 @@ def test_a_row_that_may_be_there_once_only_is_told_apart() -> None:
         twin.add(**BY, once_by="stripe_event_id")
     assert twin.pk is None
     assert WebhookEvent.objects.count() == 1
+
+
+def test_null_is_written_where_a_column_would_have_something_else_by_itself() -> None:
+    by_itself = models.IntegerField(null=True, db_default=5)
+    assert not lifecycle._is_left_to_the_database(by_itself, None)
+    assert lifecycle._is_left_to_the_database(models.IntegerField(null=True), None)
