@@ -416,7 +416,8 @@ def settle_step_by_step(
     """As ``settle``, in the caller's transaction."""
     transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
     reversal = TransferReversal.locked(claimed.reversal.pk)
-    if reversal.unwanted_amount and not is_order_locked:
+    # Wanted again since the look, it is canceled all the same, and owed anew: by levelling.
+    if (reversal.unwanted_amount or isinstance(answer, NoLongerOwed)) and not is_order_locked:
         raise Unwanted(f"{reversal} is no longer owed as it was")
     is_breaker_open = outcomes.count_failure(
         WORK,

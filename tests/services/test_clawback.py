@@ -476,6 +476,23 @@ def test_settling_what_is_no_longer_owed_locks_the_order_before_the_transfer(
     assert tables_locked(told)[-4:][:2] == ["marketplace_order", "marketplace_sellertransfer"]
 
 
+def test_what_is_wanted_again_while_the_worker_drops_it_is_owed_anew(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    """Looked for while nobody wanted it, not found, and wanted again by another refund before that was written."""
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    record(order, stripe_refund_id="re_second")
+    queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
+    work()
+    assert rows(order) == [("reversed", 2700, 2700)]
+
+
 def test_an_event_of_a_reversal_locks_the_order_before_the_transfer(sold: Make, simulator: Any, gateway: Any) -> None:
     order = sold()
     transfer = order.transfers.get()
