@@ -284,8 +284,8 @@ def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_do
         return reversals.settle(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
     except Unwanted:
         with transaction.atomic(durable=True):
-            # The order's lock comes before the transfer's.
-            Order.locked(claimed.transfer.order_id)
+            # The order's lock comes before those of its transfers, and theirs by number: levelling needs them all.
+            taking_back.found(taking_back.BY_ID, claimed.transfer.order_id)
             settled = reversals.settle_step_by_step(
                 claimed, answer, actor=actor, stripe_is_down=stripe_is_down, is_order_locked=True
             )

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 
 from marketplace.errors import ConflictingFacts, NotAllListed, UnknownTransfer
 from marketplace.gateway.contract import REVERSAL_GIVEN_UP, ReversalFacts, TransferFacts
-from marketplace.models import Order, SellerTransfer, TransferReversal, taking_back
+from marketplace.models import SellerTransfer, TransferReversal, taking_back
 from marketplace.services import clawback, funds, leases, outcomes, reversals
 from marketplace.states import ReversalStatus, TransferStatus
 
@@ -34,10 +34,12 @@ def record(facts: TransferFacts, listed: Sequence[ReversalFacts], *, actor: str)
         ConflictingFacts: another amount or currency than ours.
 
     """
-    transfer = _locked(facts)
+    transfer = _ours(facts)
     if transfer is None:
         return None
     before = list(transfer.reversals.order_by("id"))
+    if not _are_known(before, listed):
+        transfer, before = _locked(transfer)
     _require_agreement(transfer, before, facts, listed)
     is_older_than_ours = _require_all(before, facts, listed)
     adopted = reversals.adopt(transfer, listed, actor=actor)
@@ -69,12 +71,26 @@ def _give_back(transfer: SellerTransfer, adopted: Sequence[TransferReversal], *,
         clawback.give_back(found, source=source, reason=reason, actor=actor)
 
 
-def _locked(facts: TransferFacts) -> SellerTransfer | None:
+def _are_known(ours: Sequence[TransferReversal], listed: Sequence[ReversalFacts]) -> bool:
+    """Whether there is nothing to write down, and so nothing to lock: what was confirmed once stays so."""
+    confirmed = {each.stripe_reversal_id for each in ours if each.status == ReversalStatus.SUCCEEDED}
+    return all(each.stripe_reversal_id in confirmed for each in listed if each.is_done)
+
+
+def _locked(transfer: SellerTransfer) -> tuple[SellerTransfer, list[TransferReversal]]:
+    """As it is now, with its reversals by number. All of its order is locked, in the order that all keep: what has to
+    be given back is looked for in the transfers before it too.
+    """
+    found = taking_back.found(taking_back.BY_ID, transfer.order_id)
+    assert found is not None
+    now, rows = next(each for each in found.transfers if each[0].pk == transfer.pk)
+    return now, sorted(rows, key=lambda each: each.pk)
+
+
+def _ours(facts: TransferFacts) -> SellerTransfer | None:
     known = SellerTransfer.objects.filter(stripe_transfer_id=facts.stripe_transfer_id).first()
     if known is not None:
-        # The order's lock comes before the transfer's.
-        Order.locked(known.order_id)
-        return SellerTransfer.locked(known.pk)
+        return known
     try:
         operation_id = UUID(facts.operation_id)
     except ValueError:

@@ -2,20 +2,31 @@
 
 import re
 import threading
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connections, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 import marketplace
-from marketplace.models import SellerTransfer
-from marketplace.services import debts, funds, refunds
+from marketplace.gateway import contract
+from marketplace.models import SellerTransfer, TransferReversal
+from marketplace.services import clawback, debts, funds, refunds, reversals, seen_at_stripe
 from marketplace.states import TransferStatus
-from tests.factories import SellerFactory, SellerTransferFactory, order_with_transfers
+from tests.factories import (
+    RefundFactory,
+    SellerFactory,
+    SellerTransferFactory,
+    TransferReversalFactory,
+    order_with_transfers,
+)
 from tests.lines import wait
 from tests.services.test_confirmation import PATIENCE, wait_until_blocked
-from tests.services.test_refunds import facts
+from tests.services.test_refunds import NOON, facts
 
 
 @pytest.mark.django_db(transaction=True)
@@ -110,3 +121,79 @@ def test_money_that_came_waits_for_who_holds_a_newer_order_without_holding_an_ol
         assert list(debts._locked([older.pk])) == [older.pk]
     thread.join(PATIENCE)
     assert woken == [2]
+
+
+def is_made_way_for(first: SellerTransfer, last: SellerTransfer, act: Callable[[], Any]) -> None:
+    """``act`` begins with the last transfer of an order while somebody has the first one and goes on to the last, as
+    who nets debts of both does, who has no lock on their order.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - told in the test's own thread
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    with transaction.atomic():
+        assert list(debts._locked([first.pk])) == [first.pk]
+        thread.start()
+        wait_until_blocked()
+        assert list(debts._locked([last.pk])) == [last.pk]
+    thread.join(PATIENCE)
+    assert errors == []
+
+
+def first_and_last() -> tuple[SellerTransfer, SellerTransfer, TransferReversal]:
+    """Of one order; the last one's reversal was sent, perhaps, and is not wanted any more: its refund failed."""
+    order = order_with_transfers((5000, 3000))
+    refund = RefundFactory(order=order, amount=order.amount, failed=True, succeeded_at=NOON)
+    first, last = order.transfers.order_by("id")
+    SellerTransfer.objects.filter(pk=last.pk).update(status=TransferStatus.REVERSAL_PENDING, next_retry_at=Now())
+    owed = TransferReversalFactory(
+        transfer=last, refund=refund, first_attempted_at=NOON, unwanted_amount=last.amount, amount=last.amount
+    )
+    return first, last, owed
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_reversal_seen_at_stripe_waits_for_an_earlier_transfer_of_its_order_without_holding_its_own(
+    unblocked_database: None,
+) -> None:
+    first, last, owed = first_and_last()
+    shown = contract.TransferFacts(
+        stripe_transfer_id=last.stripe_transfer_id,
+        amount=last.amount,
+        amount_reversed=last.amount,
+        currency=last.currency,
+        operation_id=str(last.operation_id),
+    )
+    made = contract.ReversalFacts(
+        stripe_reversal_id="trr_made",
+        amount=owed.amount,
+        currency=owed.currency,
+        operation_id=str(owed.operation_id),
+    )
+
+    def hear() -> None:
+        with transaction.atomic():
+            seen_at_stripe.record(shown, [made], actor="stripe:evt")
+
+    is_made_way_for(first, last, hear)
+    last.refresh_from_db()
+    assert last.status == TransferStatus.REVERSED
+    assert last.given_back.get().amount == owed.amount
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dropping_what_is_no_longer_owed_waits_for_an_earlier_transfer_of_its_order_without_holding_its_own(
+    unblocked_database: None,
+) -> None:
+    first, last, _ = first_and_last()
+    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    is_made_way_for(first, last, lambda: clawback.settle(claimed, reversals.NoLongerOwed(), actor="a worker"))
+    last.refresh_from_db()
+    assert last.status == TransferStatus.COMPLETED
