@@ -137,10 +137,12 @@ class Holding:
     taken: int
     # It pays again what had been taken, and so is no share of the sale.
     is_again: bool = False
+    is_unsent: bool = False
 
 
 def plan(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> list[int]:
-    """What has to be taken of each transfer now, in minor units.
+    """What has to be taken of each transfer now, in minor units; all transfers of the order, by id: so a tie for a cent
+    is always decided alike. Of a seller's transfers those that were not sent yet give first.
 
     It depends on all that was lost alone, not on the steps that led there: computing it twice changes nothing, and
     rounding cannot pile up. Who bears the commission stands in the order (``shares.RefundCommission``).
@@ -148,11 +150,10 @@ def plan(order: Order, losses: Sequence[Loss], holdings: Sequence[Holding]) -> l
     must_give = _targets(order, losses, holdings)
     for holding in holdings:
         must_give[holding.seller] -= holding.taken - (holding.share if holding.is_again else 0)
-    due = []
-    for holding in holdings:
-        part = max(min(must_give[holding.seller], holding.share - holding.taken), 0)
-        must_give[holding.seller] -= part
-        due.append(part)
+    due = [0] * len(holdings)
+    for at, holding in sorted(enumerate(holdings), key=lambda each: not each[1].is_unsent):
+        due[at] = max(min(must_give[holding.seller], holding.share - holding.taken), 0)
+        must_give[holding.seller] -= due[at]
     return due
 
 
@@ -187,6 +188,7 @@ def holding(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal
         share=transfer.share,
         taken=taken(transfer, reversals_of_it).total,
         is_again=transfer.gives_back_of_id is not None,
+        is_unsent=transfer.is_unsent,
     )
 
 
@@ -199,13 +201,11 @@ def level(found: taking_back.Found, *, source: Source, actor: str, reason: str) 
     ``source`` is what changed, and what new debts are owed for. Runs in the caller's transaction, which has locked what
     was ``found``.
     """
-    # Those that were not sent yet first: who was never paid has nothing to send back.
-    transfers = sorted(found.transfers, key=lambda each: (not each[0].is_unsent, each[0].pk))
-    holdings = [holding(transfer, rows) for transfer, rows in transfers]
+    holdings = [holding(transfer, rows) for transfer, rows in found.transfers]
     owed = 0
     netted: list[tuple[SellerTransfer, int]] = []
     parts = plan(found.order, _standing(found), holdings)
-    for (transfer, rows), held, amount in zip(transfers, holdings, parts, strict=True):
+    for (transfer, rows), held, amount in zip(found.transfers, holdings, parts, strict=True):
         # Only what was sent can come back from Stripe. The rest paid older debts, which are owed again then.
         sent = min(amount, held.share - held.taken - transfer.amount_netted)
         if sent > 0:
@@ -215,7 +215,7 @@ def level(found: taking_back.Found, *, source: Source, actor: str, reason: str) 
         owed += amount
     debts.undo_netting(netted, actor=actor, reason=reason)
     given = give_back(found, source=source, actor=actor, reason=reason)
-    logger.info("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(transfers))
+    logger.info("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(holdings))
 
 
 def _standing(found: taking_back.Found) -> list[Loss]:
