@@ -54,7 +54,7 @@ class TransferReversalAdmin(StatusAndMoney, GrowingAdmin):
                 "fields": (
                     ("status_label", "cause"),
                     ("transfer_link", "source_link"),
-                    ("amount_shown", "unwanted_shown", "settled_shown"),
+                    ("amount_shown", "unwanted_shown", "unwanted_at", "settled_shown"),
                     ("created_at", "updated_at"),
                 )
             },
@@ -72,6 +72,7 @@ class TransferReversalAdmin(StatusAndMoney, GrowingAdmin):
         "status_label",
         "amount_shown",
         "unwanted_shown",
+        "unwanted_at",
         "settled_shown",
         "transfer_link",
         "source_link",

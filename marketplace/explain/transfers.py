@@ -221,6 +221,8 @@ class _InMotion:
             answer = self._waiting(Kind.PENDING_AT_STRIPE, why)
         elif code == POSTPONED and self.key is not None and self._is_key_too_old(self.key):
             answer = self._key_rests()
+        elif code == POSTPONED and self.in_turn is not None and self.in_turn.unwanted_amount:
+            answer = self._unwanted_rests()
         elif code in SHORT_WAITS:
             answer = self._waiting(Kind.POSTPONED, "nothing ran at Stripe, so a short pause is enough", *self._slowed())
         elif self.transfer.retry_count:
@@ -306,6 +308,15 @@ class _InMotion:
             cause=f"Its idempotency key is older than {window}, and a request under it may be on its way to Stripe.",
             unblocks="Nothing is needed: at its time Stripe is looked at, and a new key is taken only where nothing is"
             " found.",
+        )
+
+    def _unwanted_rests(self) -> _Answer:
+        return self._waiting(
+            Kind.KEY_RESTS,
+            f"a lease and {span(outcomes.LONGEST_WAY)} after it came to be no longer owed: what was sent has arrived"
+            " by then",
+            cause=f"{self.in_turn} is no longer owed as it was, and a request for it may be on its way to Stripe.",
+            unblocks="Nothing is needed: at its time Stripe is looked at again, and what is not there is canceled.",
         )
 
     def _slowed(self) -> tuple[str, ...]:

@@ -501,6 +501,13 @@ class TransferReversal(Lifecycle):
         db_default=0,
         help_text=_("Of the amount, since it may have been sent. Where Stripe does not show it, it is canceled."),
     )
+    unwanted_at = models.DateTimeField(
+        _("no longer owed at"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_("When it last came to be no longer owed: from then on it is looked for, and not sent."),
+    )
     # Whatever was sent before, it is surely not at Stripe. Only such a debt can be settled in another way.
     refused = models.BooleanField(
         _("refused"), default=False, db_default=False, help_text=_("Stripe said a plain no to it: it is not there.")

@@ -50,7 +50,7 @@ def _drop_debts(
         if not part:
             continue
         if row.first_attempted_at is not None and transfer.stripe_transfer_id:
-            row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount + part)
+            row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount + part, unwanted_at=Now())
         elif part == row.amount:
             row.transition(ReversalStatus.CANCELED, actor=actor, reason=reason)
         else:

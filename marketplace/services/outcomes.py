@@ -83,10 +83,13 @@ def error_of(failure: Failure) -> dict[str, Any]:
 
 
 def of_look(failure: Failure) -> Failure:
-    """What a failed look means for the send it was for: a no to the question is no no to what was sent before."""
-    if isinstance(failure, NotFound | Refused):
+    """What a failed look means for the send it was for: a no to the question is no no to what was sent before, and a
+    500 to it is none that Stripe keeps under that one's key.
+    """
+    if isinstance(failure, NotFound | Refused | ServerError):
         message = f"looking failed: {failure.message}"
-        return Unknown(message=message, request_id=failure.request_id, is_outage=False)
+        is_outage = isinstance(failure, ServerError) and failure.is_outage
+        return Unknown(message=message, request_id=failure.request_id, is_outage=is_outage)
     return failure
 
 

@@ -388,6 +388,20 @@ def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts |
     return None
 
 
+def too_early_to_drop(claimed: Claimed) -> Postponed | None:
+    """Whether what is not wanted any more, and was not found, may reach Stripe after the look: what left as late as the
+    lease of that time allowed, and takes the longest way. What Stripe has answered under this key it answers again.
+    """
+    reversal = claimed.reversal
+    if reversal.look_first or reversal.unwanted_at is None:
+        return None
+    wait = reversal.unwanted_at + settings.REVERSAL_LEASE + outcomes.LONGEST_WAY - claimed.claimed_at
+    if wait <= timedelta(0):
+        return None
+    message = "it is no longer owed, but may still be on its way to Stripe"
+    return Postponed(message=message, seconds=wait.total_seconds())
+
+
 # --- Settling ---------------------------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
                 message = f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list"
                 return Unknown(message=message, is_outage=False)
             if claimed.reversal.unwanted_amount:
-                return NoLongerOwed()
+                return reversals.too_early_to_drop(claimed) or NoLongerOwed()
             first = claimed.reversal.first_attempted_at
             if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
                 return too_early

@@ -1,12 +1,14 @@
 """Orders that are really sold at the simulator, and the workers that bring their money to where it belongs."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db.models import Value
 from django.db.models.functions import Now
 
-from marketplace.models import Order, SellerTransfer
+from marketplace.models import Order, SellerTransfer, TransferReversal
 from marketplace.workers import reversal as reversal_worker
 from marketplace.workers import transfer_retry
 from tests.factories import SellerTransferFactory, order_with_items
@@ -44,15 +46,22 @@ def sold(db: None, simulator: Any, gateway: Any) -> Make:
 
 @pytest.fixture
 def work(gateway: Any) -> Callable[[], None]:
-    """Both workers, until nothing is due; what waits for a later time is due now."""
+    """Both workers, until nothing is due. What waits for a later time is due now; what was on its way has arrived."""
 
     def run() -> None:
         for _ in range(4):
+            long_unwanted()
             SellerTransfer.objects.filter(next_retry_at__isnull=False).update(next_retry_at=Now())
             drain(reversal_worker.ReversalQueue(gateway))
             drain(transfer_retry.TransferQueue(gateway))
 
     return run
+
+
+def long_unwanted() -> None:
+    """As if what is no longer owed had been so for long: whatever was sent for it has arrived."""
+    hours = timedelta(hours=3)
+    TransferReversal.objects.filter(unwanted_at__isnull=False).update(unwanted_at=Now() - Value(hours))
 
 
 def kept_at_stripe(simulator: Any, order: Order) -> list[int]:

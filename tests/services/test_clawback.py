@@ -2,21 +2,25 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pgtrigger
 import pytest
 from django.db import IntegrityError, connection, transaction
+from django.db.models import Value
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given
 from hypothesis import strategies as st
 
 from marketplace.errors import NotAllowedNow
+from marketplace.explain import transfers as explain_transfers
+from marketplace.explain.shapes import Kind
 from marketplace.gateway.contract import Refused, ReversalFacts
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
-from marketplace.services import clawback, give_backs, reversals, seen_at_stripe, transfers
+from marketplace.services import clawback, give_backs, outcomes, reversals, seen_at_stripe, transfers
 from marketplace.services.reversals import NoLongerOwed
 from marketplace.shares import Loss, RefundCommission
 from marketplace.states import ReversalStatus, TransferStatus
@@ -65,6 +69,40 @@ def test_no_seller_owes_more_than_the_share_and_all_of_it_at_the_end(
         assert all(part <= share for part, share in zip(taken, shares, strict=True))
         assert clawback.plan(order, losses, held(shares, taken)) == [0] * len(shares)
     assert taken == shares
+
+
+@given(
+    shares=st.lists(st.sampled_from([1, 2, 100, 1000]), min_size=2, max_size=6),
+    unsent=st.lists(st.booleans(), min_size=6, max_size=6),
+    refunded=st.integers(0, 6000),
+)
+def test_who_was_not_paid_yet_changes_nothing_of_who_gives_how_much(
+    shares: list[int], unsent: list[bool], refunded: int
+) -> None:
+    order, losses = Order(amount=sum(shares)), [Loss(amount=min(refunded, sum(shares)))]
+    all_sent = held(shares, [0] * len(shares))
+    some_sent = [replace(each, is_unsent=is_unsent) for each, is_unsent in zip(all_sent, unsent, strict=False)]
+    assert clawback.plan(order, losses, some_sent) == clawback.plan(order, losses, all_sent)
+
+
+def test_of_a_sellers_transfers_the_one_that_was_not_sent_gives_first() -> None:
+    sent = clawback.Holding(seller=1, share=1000, taken=400)
+    again = clawback.Holding(seller=1, share=400, taken=0, is_again=True, is_unsent=True)
+    assert clawback.plan(Order(amount=1000), [Loss(amount=500)], [sent, again]) == [100, 400]
+
+
+def test_a_tie_for_a_cent_is_decided_alike_after_some_were_paid(
+    sold: Make, gateway: Any, work: Callable[[], None]
+) -> None:
+    """It was laid on the one that was not sent yet, and given back to it as the other's: nobody gave it."""
+    order = sold((1000, 1000), sent=False)
+    record(order, amount=1)
+    order.transfers.filter(pk=order.transfers.latest("id").pk).update(next_retry_at=Now() + Value(timedelta(hours=1)))
+    drain(transfer_retry.TransferQueue(gateway))
+    assert [row.is_unsent for row in order.transfers.order_by("id")] == [False, True]
+    record(order, stripe_refund_id="re_2", amount=2)
+    work()
+    assert [row.share - row.amount + row.amount_reversed for row in order.transfers.order_by("id")] == [2, 1]
 
 
 @pytest.mark.django_db
@@ -232,6 +270,61 @@ def test_a_reversal_of_unknown_outcome_is_looked_for_before_it_is_dropped(
     )
     assert kept_at_stripe(simulator, order) == [2700]
     assert len(simulator.requests.to(REVERSE)) == 1, "nothing was sent that was no longer owed"
+
+
+def test_what_may_be_on_its_way_is_not_dropped_before_it_must_have_arrived(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    """A look sees nothing of a request whose caller has given up; one that lands after it was dropped is taken."""
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    assert drain(queue) == 1
+    reversal, transfer = TransferReversal.objects.get(), order.transfers.get()
+    assert (reversal.status, reversal.unwanted_amount) == (ReversalStatus.PENDING, 2700)
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.REVERSAL_PENDING, "postponed")
+    assert transfer.next_retry_at - transfer.updated_at > outcomes.LONGEST_WAY
+    assert explain_transfers.explain(transfer).kind == Kind.KEY_RESTS
+    simulator.create_reversal(transfer.stripe_transfer_id, 2700, metadata={"operation_id": str(reversal.operation_id)})
+    work()
+    assert rows(order) == [("reversed", 2700, 2700), ("completed", 2700, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+@pytest.mark.parametrize(("minutes", "dropped"), [(64, False), (66, True)])
+def test_it_is_dropped_after_a_lease_and_the_longest_way(
+    sold: Make, simulator: Any, gateway: Any, minutes: int, dropped: bool
+) -> None:
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    TransferReversal.objects.update(unwanted_at=Now() - Value(timedelta(minutes=minutes)))
+    drain(queue)
+    assert TransferReversal.objects.get().status == ("canceled" if dropped else "pending")
+
+
+def test_a_500_to_the_look_says_nothing_of_what_was_sent(sold: Make, simulator: Any, gateway: Any) -> None:
+    """As if it had been Stripe's answer under the key, a new key was taken at the next look that found nothing."""
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    simulator.faults.add("error_500", endpoint="GET /v1/transfers/{id}/reversals", times=1)
+    drain(queue)
+    assert not TransferReversal.objects.get().look_first
+    record(order, stripe_refund_id="re_second")
+    SellerTransfer.objects.update(next_retry_at=Now())
+    drain(queue)
+    assert TransferReversal.objects.get().key_generation == 1
+    assert rows(order) == [("reversed", 2700, 2700)]
 
 
 def test_one_that_waits_for_funds_does_not_wait_any_longer(sold: Make, simulator: Any, gateway: Any) -> None:
