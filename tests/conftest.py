@@ -11,11 +11,20 @@ from django.db import connection
 from pytest_django import DjangoDbBlocker
 from pytest_django.fixtures import Settings
 
+from tests import copies
+
 # The same examples every time, so that a red run can be repeated. HYPOTHESIS_PROFILE=explore looks for new ones and
 # prints how to repeat a failure.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings: None, django_db_blocker: DjangoDbBlocker) -> None:
+    """Asked for by pytest-django before it makes the test database."""
+    with django_db_blocker.unblock():
+        copies.use()
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,10 @@ os.environ.update(
 import structlog  # noqa: E402 - the environment comes first
 
 from veza.settings import *  # noqa: E402, F403
-from veza.settings import DATABASES  # noqa: E402
+from veza.settings import DATABASES, STATE_DIR  # noqa: E402
 
+# A server of the tests' own, which does not wait for the disk: see tests/copies.py.
+DATABASES["default"]["EMBEDDED_DIRECTORY"] = STATE_DIR / "tests" / "postgres"
 DATABASES["default"]["TEST"] = {"NAME": os.environ.get("TEST_DATABASE_NAME", "test_veza")}
 # Hashing slowly is the point of the real ones.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

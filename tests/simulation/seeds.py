@@ -13,6 +13,7 @@ from typing import Any
 
 from django.db import connection
 
+from tests import copies
 from tests.simulation.planted import PLANTED
 from tests.simulation.run import Rig, rig
 
@@ -31,6 +32,7 @@ class Told:
 @contextlib.contextmanager
 def own_database() -> Iterator[None]:
     """A new database on the server of the settings, gone afterwards."""
+    copies.use()
     connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
     try:
         yield
