@@ -64,7 +64,7 @@ class UnknownTransfer(MarketplaceError):
 
 
 class Unwanted(MarketplaceError):
-    """A reversal is no longer owed as it was: its order has to be locked before it is settled."""
+    """A reversal may be no longer owed as it was: its order has to be locked before it is settled."""
 
 
 class NotAllListed(MarketplaceError):

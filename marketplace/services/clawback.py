@@ -16,7 +16,7 @@ from django.db.models import Sum
 
 from marketplace import money
 from marketplace.errors import UnknownOrder, Unwanted
-from marketplace.gateway.contract import REVERSAL_GIVEN_UP, InsufficientFunds, NotFound, Refused
+from marketplace.gateway.contract import REVERSAL_GIVEN_UP, AlreadyReversed, InsufficientFunds, NotFound, Refused
 from marketplace.models import (
     Dispute,
     Order,
@@ -277,8 +277,9 @@ def give_back(found: taking_back.Found, *, source: Source, actor: str, reason: s
 
 
 def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool = False) -> outcomes.Settled:
-    """As ``reversals.settle``. Where the reversal was no longer owed, or not all of it, the order is levelled then:
-    what Stripe took all the same is given back, what was canceled and is owed in part is owed anew.
+    """As ``reversals.settle``. Where the reversal was no longer owed, or not all of it, or others of ours were found to
+    be at Stripe, the order is levelled then: what Stripe took all the same is given back, what was canceled and is owed
+    in part is owed anew.
     """
     try:
         return reversals.settle(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
@@ -298,10 +299,11 @@ def _after_settling(claimed: Claimed, answer: ReversalAnswer, *, actor: str) -> 
     assert found is not None
     for transfer, rows in found.transfers:
         is_unwanted = any(each.pk == claimed.reversal.pk and each.unwanted_amount for each in rows)
-        if is_unwanted and isinstance(answer, InsufficientFunds | NotFound | Refused):
+        if is_unwanted and isinstance(answer, AlreadyReversed | InsufficientFunds | NotFound | Refused):
             # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent.
             reversals.relieve(transfer, actor=actor, reason="no longer owed")
     sources: list[Source] = [*found.refunds, *found.disputes]
-    # Only what is owed for one of them can be no longer owed.
-    source = next(each for each in sources if claimed.reversal.is_owed_for(each))
-    level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")
+    if sources:
+        # A person's reversal is owed for none of them; what it found at Stripe may be.
+        source = next((each for each in sources if claimed.reversal.is_owed_for(each)), sources[-1])
+        level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")

@@ -413,7 +413,8 @@ def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_do
     Raises:
         StaleTransition: the lease was lost meanwhile; nothing was changed. Another worker finds the same answer, under
             the same key or by looking.
-        Unwanted: it is no longer owed, or not all of it: the order has to be locked first. Nothing was changed.
+        Unwanted: it is no longer owed, or not all of it, or others of ours may be at Stripe: the order has to be locked
+            first. Nothing was changed.
 
     """
     if isinstance(answer, Reversed) and answer.reversal.is_done:
@@ -430,9 +431,10 @@ def settle_step_by_step(
     """As ``settle``, in the caller's transaction."""
     transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
     reversal = TransferReversal.locked(claimed.reversal.pk)
-    # Wanted again since the look, it is canceled all the same, and owed anew: by levelling.
-    if (reversal.unwanted_amount or isinstance(answer, NoLongerOwed)) and not is_order_locked:
-        raise Unwanted(f"{reversal} is no longer owed as it was")
+    # Wanted again since the look, it is canceled all the same, and owed anew: by levelling. And what was there already
+    # may be one of ours that landed after it was dropped: then too much was taken.
+    if (reversal.unwanted_amount or isinstance(answer, NoLongerOwed | AlreadyReversed)) and not is_order_locked:
+        raise Unwanted(f"{reversal} may be no longer owed as it was")
     is_breaker_open = outcomes.count_failure(
         WORK,
         answer,
@@ -788,27 +790,21 @@ def adopt(transfer: SellerTransfer, listed: Sequence[ReversalFacts], *, actor: s
             proof |= {"waiting_for_funds_since": None, "unwanted_amount": 0}
             ours.transition(ReversalStatus.SUCCEEDED, reason=reason, actor=actor, **proof)
         else:
-            # One of ours that was canceled, and landed late, was taken for its own cause all the same.
-            cause = ours if ours is not None and not _is_replaced(ours, recorded) else None
+            # One of ours that was canceled, and landed late, was taken for its own cause all the same; also where
+            # another was owed for that by then.
             ours = create(
                 transfer,
                 amount=facts.amount,
-                cause=TransferReversal.Cause(cause.cause) if cause else TransferReversal.Cause.SEEN_AT_STRIPE,
-                source=cause.source if cause else None,
+                cause=TransferReversal.Cause(ours.cause) if ours else TransferReversal.Cause.SEEN_AT_STRIPE,
+                source=ours.source if ours else None,
                 actor=actor,
                 reason=reason,
                 status=ReversalStatus.SUCCEEDED,
+                in_place_of=(ours.in_place_of or ours) if ours else None,
                 **proof,
             )
         adopted.append(ours)
     return adopted
-
-
-def _is_replaced(canceled: TransferReversal, recorded: Sequence[TransferReversal]) -> bool:
-    """Another one is owed, or done, for the same refund or dispute."""
-    standing = {ReversalStatus.PENDING, ReversalStatus.SUCCEEDED}
-    of = (canceled.refund_id, canceled.dispute_id)
-    return any((each.refund_id, each.dispute_id) == of and each.status in standing for each in recorded)
 
 
 # --- Retrying by an operator ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from marketplace.errors import NotAllowedNow
 from marketplace.explain import transfers as explain_transfers
 from marketplace.explain.shapes import Kind
-from marketplace.gateway.contract import Refused, ReversalFacts
+from marketplace.gateway.contract import Refused
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
 from marketplace.services import clawback, give_backs, outcomes, reversals, seen_at_stripe, transfers
 from marketplace.services.reversals import NoLongerOwed
@@ -31,7 +31,7 @@ from tests.factories import (
     TransferReversalFactory,
     order_with_transfers,
 )
-from tests.services.conftest import REVERSE, Make, kept_at_stripe
+from tests.services.conftest import REVERSE, Make, kept_at_stripe, long_unwanted
 from tests.services.test_refunds import NOON, record
 from tests.workers.conftest import drain
 
@@ -392,16 +392,125 @@ def test_a_debt_for_another_reason_stays(sold: Make, simulator: Any, work: Calla
     assert kept_at_stripe(simulator, order) == [2400]
 
 
-@pytest.mark.django_db
-def test_one_that_lands_late_is_by_other_hands_where_its_refund_has_another_by_now() -> None:
-    transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
-    lost = TransferReversalFactory(transfer=transfer, canceled=True, amount=700)
-    TransferReversalFactory(transfer=transfer, refund=lost.refund, amount=500)
-    landed = ReversalFacts(
-        stripe_reversal_id="trr_late", amount=700, currency="eur", operation_id=str(lost.operation_id)
-    )
-    (adopted,) = reversals.adopt(transfer, [landed], actor="inbox")
-    assert (adopted.cause, adopted.refund) == (TransferReversal.Cause.SEEN_AT_STRIPE, None)
+def lost(simulator: Any, order: Order, gateway: Any, amount: int, **refund: Any) -> TransferReversal:
+    """A reversal whose refund failed before it arrived at Stripe: it was looked for, not found, and canceled."""
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order, amount=amount, **refund)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order, amount=amount, **refund)
+    long_unwanted()
+    drain(queue)
+    reversal = TransferReversal.objects.latest("id")
+    assert reversal.status == ReversalStatus.CANCELED
+    return reversal
+
+
+def lands(simulator: Any, reversal: TransferReversal) -> None:
+    """After all."""
+    named = {"operation_id": str(reversal.operation_id)}
+    simulator.create_reversal(reversal.transfer.stripe_transfer_id, reversal.amount, metadata=named)
+
+
+def seen(gateway: Any, transfer: SellerTransfer) -> None:
+    listed = gateway.list_reversals(transfer.stripe_transfer_id).reversals
+    with transaction.atomic():
+        seen_at_stripe.record(gateway.retrieve_transfer(transfer.stripe_transfer_id).transfer, listed, actor="inbox")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (3000, 1500, [("reversed", 2700, 2700), ("completed", 1350, 0)]),
+        (1000, 2500, [("partially_reversed", 2700, 2250)]),
+        (2000, 3000, [("reversed", 2700, 2700)]),
+    ],
+    ids=["all was gone", "the rest is enough", "all of the rest is owed"],
+)
+def test_what_landed_late_and_stands_in_the_way_of_the_next_reversal_counts_as_taken(
+    sold: Make,
+    simulator: Any,
+    work: Callable[[], None],
+    gateway: Any,
+    first: int,
+    second: int,
+    expected: list[tuple[str, int, int]],
+) -> None:
+    """No event told of it: that it is there shows when Stripe refuses the next one."""
+    order = sold()
+    lands(simulator, lost(simulator, order, gateway, first))
+    record(order, amount=second, stripe_refund_id="re_second")
+    work()
+    assert rows(order) == expected
+    assert kept_at_stripe(simulator, order) == [(3000 - second) * 9 // 10]
+
+
+def test_what_landed_late_is_given_back_also_where_another_was_taken_for_it_since(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    """It was wanted again while it was dropped, so that its place was taken; then both arrived."""
+    order = sold()
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order, amount=1000)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order, amount=1000)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    record(order, amount=1000, stripe_refund_id="re_second")
+    queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
+    work()
+    dropped, taken = TransferReversal.objects.order_by("id")
+    assert (dropped.status, taken.status, taken.source) == (ReversalStatus.CANCELED, "succeeded", dropped.source)
+    lands(simulator, dropped)
+    assert kept_at_stripe(simulator, order) == [900]
+    seen(gateway, order.transfers.get())
+    work()
+    assert rows(order) == [("partially_reversed", 2700, 1800), ("completed", 900, 0)]
+    assert kept_at_stripe(simulator, order) == [1800]
+    landed = TransferReversal.objects.latest("id")
+    assert (landed.cause, landed.source, landed.in_place_of) == (dropped.cause, dropped.source, dropped)
+
+
+def test_what_a_person_wanted_and_finds_gone_by_one_that_landed_late_is_given_back(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    order = sold()
+    lands(simulator, lost(simulator, order, gateway, 3000))
+    # As a row of an older version: that it owes is known, not what for.
+    SellerTransfer.objects.update(status=TransferStatus.REVERSAL_PENDING, next_retry_at=Now())
+    work()
+    assert rows(order) == [("reversed", 2700, 2700), ("completed", 2700, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
+
+
+def test_what_a_person_wanted_and_others_took_concerns_no_refund(
+    sold: Make, simulator: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    simulator.create_reversal(order.transfers.get().stripe_transfer_id, 2700)
+    SellerTransfer.objects.update(status=TransferStatus.REVERSAL_PENDING, next_retry_at=Now())
+    work()
+    assert rows(order) == [("reversed", 2700, 2700)]
+    assert set(TransferReversal.objects.values_list("cause", "status")) == {
+        ("operator", "canceled"),
+        ("seen_at_stripe", "succeeded"),
+    }
+
+
+def test_what_is_wanted_no_more_when_stripe_says_that_less_is_left_needs_no_person(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    order = sold()
+    record(order, amount=2000)
+    simulator.create_reversal(order.transfers.get().stripe_transfer_id, 1500)
+    queue = reversal_worker.ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
+    answer = queue._ask(claimed)
+    fails(order, amount=2000)
+    queue._settle(claimed, answer, stripe_is_down=False)
+    work()
+    assert rows(order) == [("partially_reversed", 2700, 1500)]
+    assert kept_at_stripe(simulator, order) == [1200]
 
 
 @pytest.mark.parametrize("ended", ["succeeded", "failed"])
