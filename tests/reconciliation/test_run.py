@@ -187,41 +187,64 @@ def test_a_suspicion_costs_three_requests(reconcile: Reconcile, foreign: Any, si
     assert last_run().counts["requests"] == 4 + 3 * 4
 
 
-def test_memory_does_not_grow_with_the_number_of_transfers(
-    reconcile: Reconcile, foreign: Any, simulator: Any, gateway: Any
+def a_transfer(name: str) -> contract.ListedTransfer:
+    """None of ours."""
+    facts = contract.TransferFacts(
+        stripe_transfer_id=f"tr_{name}", amount=1, amount_reversed=0, currency="eur", operation_id=""
+    )
+    return contract.ListedTransfer(transfer=facts, reversals=(), has_all_reversals=True)
+
+
+def a_refund(name: str) -> contract.ListedRefund:
+    """Of a charge that paid nobody."""
+    now = timezone.now()
+    refund = contract.RefundFacts(
+        stripe_refund_id=f"re_{name}",
+        stripe_payment_intent_id="",
+        stripe_charge_id=f"ch_{name}",
+        amount=1,
+        currency="eur",
+        status="succeeded",
+        operation_id="",
+        failure_reason="",
+        seen_at=now,
+    )
+    charge = contract.ChargeFacts(
+        stripe_charge_id=f"ch_{name}",
+        stripe_payment_intent_id="",
+        amount=1,
+        amount_refunded=1,
+        currency="eur",
+        amount_settled=1,
+        currency_settled="eur",
+        transfer_group="",
+        created_at=now,
+    )
+    return contract.ListedRefund(refund=refund, charge=charge)
+
+
+@pytest.mark.parametrize(("what", "make"), [("transfers", a_transfer), ("refunds", a_refund)])
+def test_memory_does_not_grow_with_the_number_of_rows_at_stripe(
+    reconcile: Reconcile, gateway: Any, monkeypatch: pytest.MonkeyPatch, what: str, make: Callable[[str], Any]
 ) -> None:
     def peak(pages: int) -> int:
-        """Of a Stripe that lists so many full pages of transfers, none of which is ours."""
+        """Of a Stripe that lists so many full pages."""
         left = iter(range(pages, 0, -1))
-        listed = contract.ListedTransfer(
-            transfer=contract.TransferFacts(
-                stripe_transfer_id="", amount=1, amount_reversed=0, currency="eur", operation_id=""
-            ),
-            reversals=(),
-            has_all_reversals=True,
-        )
 
         def page(**_: Any) -> Any:
             number = next(left)
-            items = []
-            for each in range(contract.LARGEST_PAGE):
-                name = f"tr_{number}_{each}"
-                facts = contract.TransferFacts(
-                    stripe_transfer_id=name, amount=1, amount_reversed=0, currency="eur", operation_id=""
-                )
-                items.append(contract.ListedTransfer(**vars(listed) | {"transfer": facts}))
-            return contract.Page(items=tuple(items), has_more=number > 1, last_id=f"tr_{number}")
+            items = tuple(make(f"{number}_{each}") for each in range(contract.LARGEST_PAGE))
+            return contract.Page(items=items, has_more=number > 1, last_id=str(number))
 
-        gateway.page_of_transfers = page
+        monkeypatch.setattr(gateway, f"page_of_{what}", page)
         tracemalloc.start()
         try:
             assert reconcile() == []
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-            del gateway.page_of_transfers
 
     peak(1)
-    few, many = peak(2), peak(40)
-    assert many < few * 1.5, f"{few} bytes for 200 transfers, {many} for 4000"
-    assert last_run().counts["transfers"] == 4000
+    few, many = peak(2), peak(20)
+    assert many < few * 1.5, f"{few} bytes for 200 {what}, {many} for 2000"
+    assert last_run().counts[what] == 2000
