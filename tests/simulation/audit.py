@@ -405,8 +405,7 @@ def _retried_together(books: Audit) -> None:
         SELECT item.bulk_retry_id, item.transfer_id, item.status, item.retried_at IS NOT NULL AS is_retried,
             (SELECT count(*) FROM marketplace_sellertransferhistory AS told
              WHERE told.pgh_obj_id = item.transfer_id AND told.pgh_label = 'status'
-               AND told.pgh_context->>'reason' LIKE 'bulk retry ' || item.bulk_retry_id || ':%'
-               AND told.status IN ('failed', 'reversal_pending')) AS times
+               AND told.pgh_context->>'reason' LIKE 'bulk retry ' || item.bulk_retry_id || ':%') AS times
         FROM marketplace_bulkretryitem AS item
         """
     ):
