@@ -80,7 +80,7 @@ def delays_are_in_order(**_: Any) -> list[CheckMessage]:
 def database_is_postgresql(**_: Any) -> list[CheckMessage]:
     """Triggers, SKIP LOCKED and NOTIFY carry the promises; no other database has them."""
     engine = settings.DATABASES["default"]["ENGINE"]
-    if engine in {"django.db.backends.postgresql", "veza.embedded_postgresql"}:
+    if engine in {"django.db.backends.postgresql", "veza.postgresql", "veza.embedded_postgresql"}:
         return []
     hint = "Give DATABASE_URL a postgres:// address, or leave it empty for the embedded one."
     return [Error(f"The database is {engine}, which is not PostgreSQL.", hint=hint, id="marketplace.E003")]

@@ -81,7 +81,7 @@ def _receive(event: IncomingEvent) -> WebhookEvent:
     """
     try:
         with transaction.atomic(durable=True), together.written_together():
-            return _apply_straight(_store(event, outcome=_expected(event)))
+            return _apply_straight(_store(event, outcome=_expected(event), text=event.text))
     except (AlreadyThere, *DATABASE_TROUBLE):
         raise
     except Exception as error:
@@ -96,19 +96,23 @@ def _expected(event: IncomingEvent) -> str:
     return _said_of_refund(body.get("id"), body.get("status")) if HANDLERS.get(event.type) is _refund else ""
 
 
-def _store(event: IncomingEvent, *, outcome: str = "") -> WebhookEvent:
-    """The new row, marked as processed until applying it shows otherwise."""
-    row = WebhookEvent(
+def _store(event: IncomingEvent, *, outcome: str = "", text: str = "") -> WebhookEvent:
+    """The new row, marked as processed until applying it shows otherwise. ``text`` is that of the payload, if at hand:
+    it is stored as it is, unless an escape in it may be one that jsonb refuses.
+    """
+    is_storable = bool(text) and "\\u" not in text
+    row = WebhookEvent.new(
         stripe_event_id=event.stripe_event_id,
         type=event.type,
         stripe_account_id=event.stripe_account_id,
         livemode=event.livemode,
         api_version=event.api_version,
         stripe_created_at=event.created_at,
-        payload=_storable(event.payload),
+        payload=event.payload if is_storable else _storable(event.payload),
         outcome=outcome,
     )
-    row.add(actor="inbox", reason="received", once_by="stripe_event_id")
+    as_text = {"payload": text} if is_storable else None
+    row.add(actor="inbox", reason="received", once_by="stripe_event_id", as_text=as_text)
     return row
 
 

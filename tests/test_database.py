@@ -188,6 +188,7 @@ def test_connections_come_from_a_pool_and_are_checked(tmp_path: Path) -> None:
     url: dict[str, Any] = {"ENGINE": "django.db.backends.postgresql", "NAME": "n", "OPTIONS": {"sslmode": "require"}}
     described = database.configuration(url, tmp_path)
     assert described["OPTIONS"] == {"sslmode": "require", "pool": database.POOL, **database.TIMEOUTS}
-    # Django refuses a pool together with persistent connections of its own.
-    assert (described["CONN_MAX_AGE"], described["CONN_HEALTH_CHECKS"]) == (0, True)
+    # Django refuses a pool together with persistent connections of its own. Its check asks PostgreSQL before each use.
+    assert (described["CONN_MAX_AGE"], described["CONN_HEALTH_CHECKS"]) == (0, False)
+    assert described["ENGINE"] == "veza.postgresql"
     assert url["OPTIONS"] == {"sslmode": "require"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-EMBEDDED_ENGINE = "veza.embedded_postgresql"
+ENGINE, EMBEDDED_ENGINE = "veza.postgresql", "veza.embedded_postgresql"
 EMBEDDED_NAME = "veza"
 
 # When PostgreSQL is back, the pool must not wait for the end of a pause that doubled.
@@ -31,10 +31,11 @@ TIMEOUTS = {
 
 
 def configuration(described: dict[str, Any] | None, state_directory: Path) -> dict[str, Any]:
-    """Django's ``DATABASES["default"]``: psycopg's pool, and connections checked before use so that a restarted
+    """Django's ``DATABASES["default"]``: psycopg's pool, and connections looked at before use so that a restarted
     PostgreSQL costs an error at most once.
     """
-    database = described or {"ENGINE": EMBEDDED_ENGINE, "NAME": EMBEDDED_NAME, "USER": "postgres"}
+    embedded: dict[str, Any] = {"ENGINE": EMBEDDED_ENGINE, "NAME": EMBEDDED_NAME, "USER": "postgres"}
+    database = {**described, "ENGINE": ENGINE} if described else embedded
     options = dict(database.get("OPTIONS", {}))
     options.setdefault("pool", dict(POOL))
     for name, value in TIMEOUTS.items():
@@ -43,7 +44,8 @@ def configuration(described: dict[str, Any] | None, state_directory: Path) -> di
         **database,
         "OPTIONS": options,
         "CONN_MAX_AGE": 0,
-        "CONN_HEALTH_CHECKS": True,
+        # Our backend does that, and asks nothing.
+        "CONN_HEALTH_CHECKS": False,
         "EMBEDDED_DIRECTORY": state_directory / "postgres",
     }
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ class IncomingEvent:
     api_version: str
     created_at: datetime
     payload: Mapping[str, Any]
+    # What the payload was read from. Empty where that is no text of an event.
+    text: str = field(default="", compare=False)
 
 
 def verify(body: bytes, signature: str | None) -> IncomingEvent:
@@ -45,7 +47,7 @@ def verify(body: bytes, signature: str | None) -> IncomingEvent:
         event = parse(text)
     except (ValueError, RecursionError):
         raise MalformedEvent("the signed body is not JSON that can be read") from None
-    return read(event)
+    return read(event, text=text)
 
 
 def parse(text: str) -> Any:
@@ -82,8 +84,11 @@ def _check_signature(text: str, signature: str | None) -> None:
     raise SignatureRefused("; ".join(refusals) or "no webhook secret is configured")
 
 
-def read(event: Any) -> IncomingEvent:
-    """An event whose origin is known: signed, or answered by Stripe. Raises ``MalformedEvent``."""
+def read(event: Any, *, text: str = "") -> IncomingEvent:
+    """An event whose origin is known: signed, or answered by Stripe; ``text`` is what it was read from.
+
+    Raises ``MalformedEvent``.
+    """
     if not isinstance(event, dict) or event.get("object") != "event":
         raise MalformedEvent('expected a snapshot event: an object with "object": "event"')
     data = event.get("data")
@@ -104,6 +109,7 @@ def read(event: Any) -> IncomingEvent:
         api_version="" if event.get("api_version") is None else _text(event, "api_version", longest=100),
         created_at=_time(event["created"]),
         payload=event,
+        text=text,
     )
 
 

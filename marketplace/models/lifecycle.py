@@ -1,9 +1,10 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import chain
 from typing import Any, ClassVar, Self
 from uuid import UUID
@@ -11,6 +12,7 @@ from uuid import UUID
 import pghistory
 import pgtrigger
 from django.db import DEFAULT_DB_ALIAS, connection, connections, models
+from django.db.models.base import ModelState
 from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
@@ -39,6 +41,25 @@ class Lifecycle(models.Model):
 
     class Meta:
         abstract = True
+
+    @classmethod
+    def new(cls, **columns: Any) -> Self:
+        """A row to be added, as by calling the class, at a fifth of the cost: a refund's event makes three.
+
+        ``columns`` by the names of columns (``order_id``). Raises ``TypeError`` for any other.
+        """
+        names, constants, made = _defaults(cls)
+        if not columns.keys() <= names:
+            raise TypeError(f"{cls.__name__} has no column {', '.join(sorted(columns.keys() - names))}")
+        row = cls.__new__(cls)
+        values = row.__dict__
+        values["_state"] = ModelState()
+        values.update(constants)
+        for name, make in made:
+            if name not in columns:
+                values[name] = make()
+        values.update(columns)
+        return row
 
     def transition(
         self,
@@ -118,8 +139,10 @@ class Lifecycle(models.Model):
             else:
                 setattr(self, name, value)
 
-    def add(self, *, actor: str, reason: str, once_by: str = "") -> None:
+    def add(self, *, actor: str, reason: str, once_by: str = "", as_text: Mapping[str, str] | None = None) -> None:
         """Write a new row. In a block of ``written_together`` it has no ``pk`` before something is asked.
+
+        ``as_text``: columns of JSON whose text is there already.
 
         Raises:
             AlreadyThere: ``once_by`` is a unique column, and there is a row with the same value; nothing was written.
@@ -131,7 +154,8 @@ class Lifecycle(models.Model):
         for field in self._meta.concrete_fields:
             value = getattr(self, field.attname)
             if not _is_left_to_the_database(field, value):
-                sql, values = _value(field, value)
+                text = as_text.get(field.attname) if as_text else None
+                sql, values = _value(field, value) if text is None else ("%s", (text,))
                 columns.append(str(field.column))
                 placeholders.append(sql)
                 params += values
@@ -192,6 +216,23 @@ class Lifecycle(models.Model):
                 f"{self._meta.verbose_name} {self.pk} has changed since you saw it: it is {self.status} now, version"
                 f" {self.version}"
             )
+
+
+@cache
+def _defaults(
+    model: type[models.Model],
+) -> tuple[frozenset[str], dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
+    """The names of all columns, and what a new row has in those of which nothing is said: always the same, or made for
+    each row.
+    """
+    constants: dict[str, Any] = {}
+    made = []
+    for field in model._meta.concrete_fields:
+        if callable(field.default) and field.has_default():
+            made.append((field.attname, field.default))
+        else:
+            constants[field.attname] = field.get_default()
+    return frozenset(field.attname for field in model._meta.concrete_fields), constants, made
 
 
 def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, Sequence[Any]]:

@@ -481,10 +481,12 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
                 f"{facts.stripe_refund_id} at Stripe is {facts.amount} {facts.currency}, refund {refund.pk} is"
                 f" {refund.amount} {refund.currency}"
             )
-        if clawback.counts(refund) != counted:
-            reason = f"refund {refund.pk} {'succeeded' if not counted else refund.status}"
+        has_changed = clawback.counts(refund) != counted
+        # One for both: each reason that differs is a message more to PostgreSQL.
+        reason = f"refund {refund.pk} {'succeeded' if has_changed and not counted else refund.status}"
+        if has_changed:
             clawback.level(found, source=refund, actor=actor, reason=reason)
-        _update_order(order, refunds, reason=f"{facts.stripe_refund_id} is {refund.status}", actor=actor)
+        _update_order(order, refunds, reason=reason, actor=actor)
     return refund
 
 
@@ -531,9 +533,9 @@ def _first_seen(
             f"{facts.stripe_refund_id} is {facts.amount} {facts.currency},"
             f" order {order.pk} is {order.amount} {order.currency}"
         )
-    refund = Refund(
+    refund = Refund.new(
         id=found.next_refund_id,
-        order=order,
+        order_id=order.pk,
         amount=facts.amount,
         currency=facts.currency,
         reason="made at Stripe",

@@ -138,10 +138,10 @@ def create(
     source: Source | None,
     actor: str,
     reason: str,
-    **fields: Any,
+    in_place_of: TransferReversal | None = None,
+    **columns: Any,
 ) -> TransferReversal:
-    reversal = TransferReversal(
-        # By number: rows handed over are each looked at by Django's router.
+    reversal = TransferReversal.new(
         transfer_id=transfer.pk,
         amount=amount,
         currency=transfer.currency,
@@ -149,7 +149,8 @@ def create(
         refund_id=source.pk if isinstance(source, Refund) else None,
         dispute_id=source.pk if isinstance(source, Dispute) else None,
         description=statement_lines.of_reversal(transfer, cause),
-        **fields,
+        in_place_of_id=in_place_of.pk if in_place_of else None,
+        **columns,
     )
     reversal.add(actor=actor, reason=reason)
     return reversal

@@ -1,5 +1,6 @@
 """Each kind of event the whole way: what it does, what is stored of it, and that both are one transaction."""
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from marketplace.services import sellers
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, TransferStatus
 from marketplace.workers.reversal import EventQueue
 from tests.factories import SellerFactory, WebhookEventFactory
-from tests.inbox.conftest import Event, events_of, make_due, only, pay, work
+from tests.inbox.conftest import SECRET, Event, events_of, make_due, only, pay, work
 
 Deliver = Callable[[Event], WebhookEvent]
 Paid = tuple[Order, str]
@@ -586,6 +587,15 @@ def test_numbers_of_any_size_are_stored(deliver: Deliver, simulator: Any, number
     event = simulator.emit("customer.created", {"id": "cus_1"})
     event["data"]["object"] = {"number": number}
     assert deliver(event).payload["data"]["object"] == {"number": number}
+
+
+def test_a_number_that_only_postgresql_takes_for_one_is_stored_as_we_read_it(db: None, simulator: Any) -> None:
+    """As text it would be refused: PostgreSQL knows no number that small."""
+    event = simulator.emit("customer.created", {"id": "cus_1"})
+    event["data"]["object"] = {"number": 0.25}
+    text = json.dumps(event).replace("0.25", "1e-99999")
+    assert inbox.receive(stripe_events.verify(*simulator.sign(text.encode(), SECRET))).pk
+    assert WebhookEvent.objects.get().payload["data"]["object"] == {"number": 0}
 
 
 def test_what_is_verified_can_be_stored(verified: Callable[[Event], stripe_events.IncomingEvent], db: None) -> None:

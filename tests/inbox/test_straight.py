@@ -1,5 +1,6 @@
 """Straight ahead or step by step, together or one by one: an event ends in the same rows, history and notifications."""
 
+import json
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalS
 from tests.conftest import plain_parameters
 from tests.death.processes import wait_until
 from tests.factories import RefundFactory, order_with_items, order_with_transfers
-from tests.inbox.conftest import Event, events_of, only, pay
+from tests.inbox.conftest import SECRET, Event, events_of, only, pay
 from tests.inbox.test_any_order import rolled_back
 from tests.inbox.test_database_trouble import elsewhere
 
@@ -63,6 +64,18 @@ def test_a_refund_made_in_the_dashboard_is_four_messages_however_many_sellers(
     # The history of an event begins when somebody replays it: there is nobody to name before.
     assert sent[1].startswith("INSERT INTO marketplace_webhookevent")
     assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 2
+
+
+@pytest.mark.parametrize(("name", "as_it_came"), [("größer", True), ("a\\u00e9b", False)])
+def test_the_event_is_stored_from_the_very_text_that_was_signed(
+    order: Order, simulator: Any, name: str, as_it_came: bool
+) -> None:
+    """What has an escape in it is written anew, for it may be one that PostgreSQL refuses."""
+    event = json.dumps(refunded(simulator, order) | {"pad": "-"}, indent=4).replace('"-"', f'"{name}"')
+    signed = simulator.sign(event.encode(), SECRET)
+    sent = messages(lambda: inbox.receive(stripe_events.verify(*signed)))
+    assert (event.replace("'", "''") in sent[1]) == as_it_came
+    assert WebhookEvent.objects.get().payload == json.loads(event)
 
 
 def test_a_refund_that_we_asked_for_is_four_messages(order: Order, verified: Verified, simulator: Any) -> None:

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F, TextChoices
+from django.db.models.expressions import DatabaseDefault
 from django.db.models.functions import Now
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
@@ -232,3 +233,28 @@ def test_locked_keeps_everyone_else_off_the_row_until_the_transaction_ends() -> 
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute(statement, [row.pk])
         assert other.execute(statement, [row.pk]).rowcount == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_new_row_is_as_one_by_the_class(model: type[Lifecycle]) -> None:
+    def told(row: Lifecycle) -> dict[str, Any]:
+        """What is made anew for each row, and what the database gives, has no equal: of that its kind."""
+        made = {
+            "operation_id",
+            "_state",
+            *(name for name, value in vars(row).items() if isinstance(value, DatabaseDefault)),
+        }
+        return {name: type(value) if name in made else value for name, value in vars(row).items()}
+
+    assert told(model.new()) == told(model())
+    one, other = model.new(status="new"), model.new()
+    assert (one.status, vars(one)["_state"].adding, vars(one)["_state"] is vars(other)["_state"]) == (
+        "new",
+        True,
+        False,
+    )
+
+
+def test_a_new_row_knows_its_columns_alone() -> None:
+    with pytest.raises(TypeError, match="SellerTransfer has no column order"):
+        SellerTransfer.new(order=None, amount=5)

@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, over an embedded server that is started by the first connection."""
+"""Our PostgreSQL backend, over an embedded server that is started by the first connection."""

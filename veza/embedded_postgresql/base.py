@@ -1,8 +1,7 @@
 from typing import Any
 
-from django.db.backends.postgresql import base
-
 from veza.database import ensure_running
+from veza.postgresql import base
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
