@@ -87,8 +87,9 @@ def _pay_again(
 ) -> int:
     """New transfers for what was kept back or reversed. What is left of ``amount``."""
     for transfer, undone, most in _taken(transfers, own=own, source=source):
+        # Less than none of a debt that was netted, given back, and then owed again: the newer order was refunded.
         part = min(most, amount)
-        if part:
+        if part > 0:
             _pay(transfer, undone, part, actor=actor, reason=reason)
             amount -= part
     return amount

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from marketplace import selectors
 from marketplace.errors import ConflictingFacts, NotAllowedNow, TooMuch
-from marketplace.gateway.contract import PaymentFacts, Refused, ServerError
+from marketplace.gateway.contract import PaymentFacts, Refused, ReversalFacts, Reversed, ServerError
 from marketplace.models import Debt, DebtEntry, Order, Seller, SellerTransfer, TransferReversal
 from marketplace.services import debts, payments, reversals, transfers
 from marketplace.states import ReversalStatus
@@ -506,3 +506,43 @@ def given_up(order: Order) -> TransferReversal:
     owed.refresh_from_db()
     assert owed.refused
     return owed
+
+
+def come_back() -> None:
+    """Stripe reverses all that is owed, but for what needs a person."""
+    SellerTransfer.objects.filter(status="reversal_pending").update(next_retry_at=Now())
+    while claims := reversals.claim(batch_size=1, lease=timedelta(minutes=1)):
+        owed = claims[0].reversal
+        made = ReversalFacts(
+            stripe_reversal_id=f"trr_{owed.pk}",
+            amount=owed.amount,
+            currency=owed.currency,
+            operation_id=str(owed.operation_id),
+        )
+        reversals.settle(claims[0], Reversed(reversal=made), actor="w")
+
+
+def test_what_was_given_back_of_a_netting_that_is_undone_since_does_not_stop_the_next_give_back(netting: None) -> None:
+    """The seller had it back by a transfer, and then it was owed again: more was given for that debt than it took."""
+    later = {"status": "failed", "failure_reason": "declined", "seen_at": NOON + timedelta(days=1)}
+    order = order_with_transfers((3000,), commission_basis_points=0)
+    record(order, amount=1000)
+    owed = given_up(order)
+    newer = paid(owed.transfer.seller, 2000)
+    assert newer.amount_netted == 1000
+    record(order, amount=1000, **later)
+    again = order.transfers.get(gives_back_of=owed.transfer)
+    assert (again.amount, again.undoes) == (1000, owed)
+    for each in (again, newer):
+        sent = {"stripe_transfer_id": f"tr_{each.pk}", "next_retry_at": None}
+        SellerTransfer.objects.filter(pk=each.pk).update(status="completed", **sent)
+    record(newer.order, amount=1400, stripe_refund_id="re_newer")
+    owed.refresh_from_db()
+    assert owed.amount_recovered == 600
+    come_back()
+    record(order, amount=600, stripe_refund_id="re_2")
+    come_back()
+    record(order, amount=600, stripe_refund_id="re_2", **later)
+    books()
+    given = order.transfers.exclude(gives_back_of=None).order_by("id")
+    assert [(each.amount, each.undoes.refund.stripe_refund_id) for each in given] == [(1000, "re_1"), (600, "re_2")]
