@@ -8,16 +8,19 @@ from urllib.parse import quote
 import hypothesis
 import pytest
 from django.db import connection
+from django.test import TransactionTestCase
 from pytest_django import DjangoDbBlocker
 from pytest_django.fixtures import Settings
 
-from tests import copies
+from tests import copies, emptying
 
 # The same examples every time, so that a red run can be repeated. HYPOTHESIS_PROFILE=explore looks for new ones and
 # prints how to repeat a failure.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+TransactionTestCase._fixture_teardown = lambda _: emptying.empty()  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")
