@@ -8,9 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.core.management import call_command
 from django.db import connection
+from psycopg.conninfo import make_conninfo
 
+from tests import emptying
 from tests.conftest import database_url
 from tests.death.postgres import Server, in_place_of_the_tests_database, small_disk
 from tests.death.processes import Nursery
@@ -23,7 +24,9 @@ WEBHOOK_SECRET = "whsec_simulator"
 
 def environment(address: str) -> dict[str, str]:
     """Of programs on the database at ``address``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "DJANGO_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_", "DJANGO_"))
+    }
     return {
         **kept,
         "DJANGO_SETTINGS_MODULE": "veza.settings",
@@ -55,7 +58,7 @@ def settings_for(stripe: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def the_server(django_db_setup: None) -> Iterator[Server]:
+def the_server(django_db_setup: None, django_db_blocker: Any) -> Iterator[Server]:
     """A PostgreSQL that may be killed, on a disk that may be filled where we may mount one."""
     with tempfile.TemporaryDirectory(prefix="veza-", ignore_cleanup_errors=True) as name:
         disk = Path(name) / "disk"
@@ -64,7 +67,8 @@ def the_server(django_db_setup: None) -> Iterator[Server]:
             server = Server(Path(name), disk, is_small=is_small)
             server.start()
             try:
-                server.create_database()
+                with django_db_blocker.unblock():
+                    server.create_database(like=make_conninfo(**parameters()))
                 yield server
             finally:
                 if server.is_running:
@@ -74,7 +78,6 @@ def the_server(django_db_setup: None) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def the_servers_nursery(the_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     with Nursery(environment(the_server.url), tmp_path_factory.mktemp("workers")) as nursery:
-        assert nursery.start("migrate", "--verbosity=0").wait() == 0
         yield nursery
 
 
@@ -82,7 +85,7 @@ def the_servers_nursery(the_server: Server, tmp_path_factory: pytest.TempPathFac
 def server(the_server: Server, the_servers_nursery: Nursery, django_db_blocker: Any) -> Iterator[Server]:
     """Empty, and in the place of the tests' database for this test."""
     with django_db_blocker.unblock(), in_place_of_the_tests_database(the_server):
-        call_command("flush", verbosity=0, interactive=False, inhibit_post_migrate=True)
+        emptying.empty()
         yield the_server
 
 
