@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.test import Client
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.api.conftest import VIEWS
+from tests.factories import UserFactory
 
 FLAGS = [
     "--no-sandbox",
@@ -54,3 +60,15 @@ def page(browser: Browser, live: str) -> Iterator[Page]:
     context.close()
     assert elsewhere == []
     assert complaints == []
+
+
+def sign_in(page: Page, live: str, *permissions: str) -> None:
+    be(page, live, UserFactory(staff=True, permissions=[*VIEWS, *permissions]))
+
+
+def be(page: Page, live: str, user: User) -> None:
+    """Signed in without its form, which test_journeys.py fills in."""
+    client = Client()
+    client.force_login(user)
+    name = settings.SESSION_COOKIE_NAME
+    page.context.add_cookies([{"name": name, "value": client.cookies[name].value, "url": live}])

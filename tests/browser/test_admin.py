@@ -3,18 +3,10 @@
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.api.conftest import VIEWS
-from tests.factories import PASSWORD, SellerTransferFactory, UserFactory
+from tests.browser.conftest import sign_in
+from tests.factories import SellerTransferFactory
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
-
-
-def sign_in(page: Page, live: str, *permissions: str) -> None:
-    user = UserFactory(staff=True, with_password=True, permissions=[*VIEWS, *permissions])
-    page.goto(f"{live}/admin/")
-    page.get_by_label("Username").fill(user.username)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()
 
 
 def test_a_failed_transfer_is_found_and_retried(page: Page, live: str) -> None:
@@ -22,6 +14,7 @@ def test_a_failed_transfer_is_found_and_retried(page: Page, live: str) -> None:
     SellerTransferFactory(completed=True)
     sign_in(page, live, "retry_sellertransfer")
 
+    page.goto(f"{live}/admin/")
     page.locator("#waiting").get_by_role("link", name="needs a person").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
     page.get_by_role("link", name=f"transfer {transfer.pk}").click()

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from django.contrib.auth.models import User
 from django.db.models.functions import Now
 from playwright.sync_api import Browser, Page, expect
 
 from marketplace.models import BulkRetry, SellerTransfer
 from marketplace.workers.bulk_retries import BulkRetryQueue
 from marketplace.workers.reversal import ReversalQueue
-from tests.api.conftest import VIEWS
-from tests.browser.test_admin import sign_in
-from tests.factories import PASSWORD, BulkRetryItemFactory, SellerTransferFactory, UserFactory
+from tests.browser.conftest import sign_in
+from tests.factories import BulkRetryItemFactory, SellerTransferFactory
 from tests.workers.conftest import drain
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -157,17 +155,9 @@ def test_the_pages_have_no_serious_fault_of_accessibility(theme: str, page: Page
     page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
     item = BulkRetryItemFactory(failed=True)
     BulkRetryItemFactory(bulk_retry=item.bulk_retry, refused=True)
-    user = UserFactory(staff=True, with_password=True, permissions=[*VIEWS, "retry_sellertransfer"])
-    own_sign_in(page, live, user)
+    sign_in(page, live, "retry_sellertransfer")
     for address in ("bulkretry/add/", f"bulkretry/{item.bulk_retry_id}/change/"):
         page.goto(f"{live}/admin/marketplace/{address}")
         found = Axe().run(page, context="#content-main").response["violations"]
         serious = [each for each in found if each["impact"] in {"serious", "critical"}]
         assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in serious] == []
-
-
-def own_sign_in(page: Page, live: str, user: User) -> None:
-    page.goto(f"{live}/admin/")
-    page.get_by_label("Username").fill(user.username)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Log in").click()

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 from marketplace.models import SellerTransfer
 from marketplace.workers.heartbeat import Heartbeat
 from marketplace.workers.reversal import ReversalQueue
-from tests.browser.test_admin import sign_in
+from tests.browser.conftest import sign_in
 from tests.factories import SellerFactory, SellerTransferFactory
 from tests.workers.conftest import drain
 
