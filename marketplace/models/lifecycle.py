@@ -1,7 +1,7 @@
 """Rows that live: a status that only ``transition()`` changes, and a place in a queue of due work."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -41,6 +41,21 @@ class Lifecycle(models.Model):
 
     class Meta:
         abstract = True
+
+    @classmethod
+    def read(cls, values: Iterable[Any]) -> Self:
+        """A row from its values as PostgreSQL has them, in the order of ``concrete_fields``: as ``from_db``, at a
+        third of the cost.
+        """
+        row = cls.__new__(cls)
+        held = row.__dict__
+        state = held["_state"] = ModelState()
+        state.adding, state.db = False, DEFAULT_DB_ALIAS
+        names, conversions = _reading(cls)
+        held.update(zip(names, values, strict=True))
+        for name, from_db_value in conversions:
+            held[name] = from_db_value(held[name], None, connection)
+        return row
 
     @classmethod
     def new(cls, **columns: Any) -> Self:
@@ -151,19 +166,22 @@ class Lifecycle(models.Model):
         columns: list[str] = []
         placeholders: list[str] = []
         params: list[Any] = []
-        for field in self._meta.concrete_fields:
-            value = getattr(self, field.attname)
-            if not _is_left_to_the_database(field, value):
-                text = as_text.get(field.attname) if as_text else None
-                sql, values = _value(field, value) if text is None else ("%s", (text,))
-                columns.append(str(field.column))
-                placeholders.append(sql)
-                params += values
+        values = self.__dict__
+        for name, column, field, has_default in _columns(type(self)):
+            value = values[name]
+            # Left to the database: its defaults; and NULL, where that is what a column has of which nothing is said.
+            if (value is None and not has_default) or type(value) is DatabaseDefault:
+                continue
+            text = as_text.get(name) if as_text else None
+            sql, written_as = _value(field, value) if text is None else ("%s", (text,))
+            columns.append(column)
+            placeholders.append(sql)
+            params += written_as
 
         def written(_: int, rows: Rows) -> None:
             if not rows:
                 raise AlreadyThere(f"{self._meta.verbose_name} {getattr(self, once_by)}")
-            self.pk, self._state.adding, self._state.db = rows[0][0], False, connection.alias
+            self.pk, self._state.adding, self._state.db = rows[0][0], False, DEFAULT_DB_ALIAS
 
         once = f"ON CONFLICT ({once_by}) DO NOTHING" if once_by else ""
         together.write(
@@ -219,6 +237,14 @@ class Lifecycle(models.Model):
 
 
 @cache
+def _reading(model: type[models.Model]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """The names of all columns, and how what stands in some is converted: Django has psycopg leave JSON as text."""
+    fields = model._meta.concrete_fields
+    converted = [(field.attname, field.from_db_value) for field in fields if hasattr(field, "from_db_value")]
+    return [field.attname for field in fields], converted
+
+
+@cache
 def _defaults(
     model: type[models.Model],
 ) -> tuple[frozenset[str], dict[str, Any], list[tuple[str, Callable[[], Any]]]]:
@@ -233,6 +259,12 @@ def _defaults(
         else:
             constants[field.attname] = field.get_default()
     return frozenset(field.attname for field in model._meta.concrete_fields), constants, made
+
+
+@cache
+def _columns(model: type[models.Model]) -> list[tuple[str, str, Any, bool]]:
+    """Of each: its attribute, its name, its field, and whether the database has a default for it."""
+    return [(field.attname, str(field.column), field, field.has_db_default()) for field in model._meta.concrete_fields]
 
 
 def _assignment(model: type[models.Model], name: str, value: Any) -> tuple[str, Sequence[Any]]:
@@ -268,11 +300,6 @@ def _value(field: Any, value: Any) -> tuple[str, Sequence[Any]]:
             sql, params = query.get_compiler(connection=connection).compile(resolved)
             return sql, params
     return "%s", (field.get_db_prep_save(value, connections[DEFAULT_DB_ALIAS]),)
-
-
-def _is_left_to_the_database(field: Any, value: Any) -> bool:
-    """Also NULL where it is what a column has of which nothing is said: that is no default, and no number yet."""
-    return (value is None and not field.has_db_default()) or isinstance(value, DatabaseDefault)
 
 
 class Work(models.Model):

@@ -3,20 +3,15 @@
 Each in a statement of its own, so that it sees what others committed while we waited for the locks of the one before.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
 
-from django.db import connection, models
+from django.db import models
 
 from marketplace.models import together
 from marketplace.models.disputes import Dispute
 from marketplace.models.refunds import Refund
 from marketplace.models.sales import Order
 from marketplace.models.transfers import SellerTransfer, TransferReversal
-
-M = TypeVar("M", bound=models.Model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +29,6 @@ class Found:
 def _select(model: type[models.Model]) -> str:
     columns = ", ".join(str(field.column) for field in model._meta.concrete_fields)
     return f"SELECT {columns} FROM {model._meta.db_table}"  # noqa: S608 - columns of our own tables
-
-
-def _instances(model: type[M], rows: Sequence[Sequence[Any]]) -> list[M]:
-    columns, conversions = _reading(model)
-    made = []
-    for row in rows:
-        values = list(row)
-        for at, from_db_value in conversions:
-            values[at] = from_db_value(values[at], None, connection)
-        made.append(model.from_db("default", columns, values))
-    return made
-
-
-@cache
-def _reading(model: type[models.Model]) -> tuple[list[str], list[tuple[int, Any]]]:
-    """The names of what ``_select`` selects, and how what stands where is converted.
-
-    As the ORM does it: Django has psycopg leave JSON as text.
-    """
-    fields = model._meta.concrete_fields
-    conversions = [(at, field.from_db_value) for at, field in enumerate(fields) if hasattr(field, "from_db_value")]
-    return [field.attname for field in fields], conversions
 
 
 # How an order is found: one look-up after the other, each by its index. In one condition together none could be used.
@@ -94,15 +67,15 @@ def found(by: str, named: str | int) -> Found | None:
     if not orders:
         return None
     next_refund_id, is_disputed = paid[0] if paid else (None, False)
-    owed = _instances(TransferReversal, reversals)
+    owed = list(map(TransferReversal.read, reversals))
     return Found(
-        order=_instances(Order, orders)[0],
-        refunds=_instances(Refund, refunds),
+        order=Order.read(orders[0]),
+        refunds=list(map(Refund.read, refunds)),
         # Few orders have any, and whoever writes one holds the order's lock: so they are asked for only then.
-        disputes=_instances(Dispute, *together.ask((_DISPUTES.format(by=by), [named]))) if is_disputed else [],
+        disputes=list(map(Dispute.read, *together.ask((_DISPUTES.format(by=by), [named])))) if is_disputed else [],
         transfers=[
             (transfer, [each for each in owed if each.transfer_id == transfer.pk])
-            for transfer in _instances(SellerTransfer, transfers)
+            for transfer in map(SellerTransfer.read, transfers)
         ],
         next_refund_id=next_refund_id,
     )

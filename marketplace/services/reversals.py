@@ -279,28 +279,21 @@ def claim(
         rows = results.fetchall()
     if turn is not None and rows and rows[0][-1] is not None:
         turn.keep(rows[0][-3:])
-    claimed, owed_at = [], len(_TRANSFER_COLUMNS)
+    claimed = []
     for claimed_at, *values in rows:
-        transfer = SellerTransfer.from_db("default", _TRANSFER_COLUMNS, values[:owed_at])
-        owed = values[owed_at : owed_at + len(_REVERSAL_COLUMNS)]
-        reversal = (
-            _owed_without_mark(transfer)
-            if owed[0] is None
-            else TransferReversal.from_db("default", _REVERSAL_COLUMNS, owed)
-        )
+        transfer = SellerTransfer.read(values[:_OWED_AT])
+        owed = values[_OWED_AT:_OWED_UNTIL]
+        reversal = _owed_without_mark(transfer) if owed[0] is None else TransferReversal.read(owed)
         claimed.append(Claimed(transfer=transfer, reversal=reversal, claimed_at=claimed_at, is_probe=past_breaker))
     return claimed
-
-
-def _columns(model: type[Model]) -> list[str]:
-    return [field.attname for field in model._meta.concrete_fields]
 
 
 def _listed(model: type[Model], alias: str) -> str:
     return ", ".join(f"{alias}.{field.column}" for field in model._meta.concrete_fields)
 
 
-_TRANSFER_COLUMNS, _REVERSAL_COLUMNS = _columns(SellerTransfer), _columns(TransferReversal)
+_OWED_AT = len(SellerTransfer._meta.concrete_fields)
+_OWED_UNTIL = _OWED_AT + len(TransferReversal._meta.concrete_fields)
 _MARKED = f"""
     {leases.claiming(SellerTransfer, due=DUE.condition)}
     , marked AS (

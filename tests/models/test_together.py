@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
-from django.db import connection, models, transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from marketplace.errors import AlreadyThere, StaleTransition
@@ -137,7 +139,18 @@ def test_a_row_that_may_be_there_once_only_is_told_apart() -> None:
     assert WebhookEvent.objects.count() == 1
 
 
-def test_null_is_written_where_a_column_would_have_something_else_by_itself() -> None:
-    by_itself = models.IntegerField(null=True, db_default=5)
-    assert not lifecycle._is_left_to_the_database(by_itself, None)
-    assert lifecycle._is_left_to_the_database(models.IntegerField(null=True), None)
+@pytest.mark.parametrize("has_default", [False, True])
+def test_null_is_written_where_a_column_would_have_something_else_by_itself(
+    monkeypatch: pytest.MonkeyPatch, has_default: bool
+) -> None:
+    """None of ours is such: as if the database had a default for a column that may be NULL."""
+    columns = [
+        (name, column, field, has_default or of_its_own)
+        for name, column, field, of_its_own in lifecycle._columns(WebhookEvent)
+        if name != "id"
+    ]
+    monkeypatch.setattr(lifecycle, "_columns", lambda _: columns)
+    row = WebhookEvent.new(stripe_event_id="evt_1", type="x", stripe_created_at=timezone.now(), payload={})
+    with CaptureQueriesContext(connection) as captured:
+        row.add(**BY)
+    assert ("next_retry_at" in captured.captured_queries[-1]["sql"]) == has_default

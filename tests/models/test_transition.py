@@ -258,3 +258,15 @@ def test_a_new_row_is_as_one_by_the_class(model: type[Lifecycle]) -> None:
 def test_a_new_row_knows_its_columns_alone() -> None:
     with pytest.raises(TypeError, match="SellerTransfer has no column order"):
         SellerTransfer.new(order=None, amount=5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_row_that_is_read_is_as_one_by_the_class(model: type[Lifecycle]) -> None:
+    first = next(iter(model.TRANSITIONS))
+    row = row_in(model, first)
+    columns = [field.attname for field in model._meta.concrete_fields]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(columns)} FROM {model._meta.db_table} WHERE id = %s", [row.pk])  # noqa: S608
+        read = model.read(cursor.fetchone())
+    assert {name: value for name, value in vars(read).items() if name != "_state"} == as_stored(row)
+    assert (read._state.adding, read._state.db) == (False, "default")
