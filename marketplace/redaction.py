@@ -8,7 +8,7 @@ SECRETS = re.compile(
     r"((?:sk|rk|pk)_(?:test|live|org)_|whsec_|vzt_|(?:pi|seti)_[A-Za-z0-9]+_secret_)[A-Za-z0-9+/=_*-]+"
 )
 # One of these is in each: to look for them takes a tenth of the time, and few texts have any.
-MARKS = ("k_", "whsec_", "vzt_", "_secret_")
+MARKS = ("k_test_", "k_live_", "k_org_", "whsec_", "vzt_", "_secret_")
 URL_PASSWORDS = re.compile(r"(://[^/:@\s]*):[^@/\s]+@")
 
 
