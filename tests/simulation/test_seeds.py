@@ -8,7 +8,7 @@ from tests.simulation.run import Rig
 
 BLOCK = 40
 # Of them, in every run of the tests.
-BLOCKS, ALWAYS = 25, 2
+BLOCKS, ALWAYS = 25, 5
 # What a block of seeds must have seen, or it has tried nothing.
 SEEN = {
     "claimed: reversal": 30,
