@@ -118,6 +118,7 @@ def test_what_was_opened_and_focused_stays_so_when_news_come(page: Page, live: s
 def test_it_rests_while_nobody_looks_and_asks_at_once_when_somebody_does(page: Page, live: str) -> None:
     transfer = SellerTransferFactory(reversal_pending=True)
     sign_in(page, live)
+    page.clock.install()
     open_page(page, live, transfer)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/why/") else None)
@@ -128,8 +129,9 @@ def test_it_rests_while_nobody_looks_and_asks_at_once_when_somebody_does(page: P
     turn += "document.dispatchEvent(new Event('visibilitychange'))"
     page.evaluate(turn % "true")
     asked.clear()
-    # Twice as long as it would have waited.
-    page.wait_for_timeout(4500)
+    # Twice as long as it would have waited; and a moment in which a request would be seen.
+    page.clock.run_for(4500)
+    page.wait_for_timeout(200)
     assert asked == []
     with page.expect_response("**/why/"):
         page.evaluate(turn % "false")
