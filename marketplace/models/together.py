@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 from django.db import connections
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 
 Rows = list[tuple[Any, ...]]
 # Gets the number of rows that the statement wrote, and what it returned.
@@ -56,13 +56,29 @@ class _Statements:
             with connection.cursor() as cursor, connection.wrap_database_errors:
                 results = cursor.cursor
                 results.adapters.register_loader("timestamptz", TIMESTAMPTZ_LOADER)
+                if begins := _takes_begin_over(connection.connection):
+                    sql = f"BEGIN; {sql}"
                 cursor.execute(sql, params)
+                if begins:
+                    results.nextset()
                 for written in expected:
                     if written is not None:
                         written(results.rowcount, results.fetchall() if results.pgresult.nfields else [])
                     results.nextset()
         finally:
             connection.execute_wrappers = wrappers
+
+
+def _takes_begin_over(connection: "psycopg.Connection[Any]") -> bool:
+    """Whether this is the first that a transaction sends. psycopg would send BEGIN before it, as a message of its own;
+    with autocommit it leaves that to us, and COMMIT or ROLLBACK are sent as ever.
+    """
+    is_first = not connection.autocommit and connection.pgconn.transaction_status == TransactionStatus.IDLE
+    # Django sets the level where its options name one: that BEGIN says more.
+    if not is_first or connection.isolation_level is not None:
+        return False
+    connection.autocommit = True
+    return True
 
 
 _waiting: ContextVar[_Statements | None] = ContextVar("waiting", default=None)

@@ -51,18 +51,22 @@ def refunded(simulator: Any, order: Order, amount: int | None = None, **how: Any
 def messages(act: Callable[[], Any]) -> list[str]:
     with CaptureQueriesContext(connection) as captured:
         act()
-    return [query["sql"] for query in captured.captured_queries]
+    sent = [query["sql"] for query in captured.captured_queries]
+    if sent[1].startswith("BEGIN; "):
+        # What Django notes when a transaction begins goes with what is sent first.
+        assert sent.pop(0) == "BEGIN"
+    return sent
 
 
-def test_a_refund_made_in_the_dashboard_is_four_messages_however_many_sellers(
+def test_a_refund_made_in_the_dashboard_is_three_messages_however_many_sellers(
     order: Order, verified: Verified, simulator: Any
 ) -> None:
     event = verified(refunded(simulator, order))
     sent = messages(lambda: inbox.receive(event))
-    assert len(sent) == 4, "\n\n".join(sent)
-    assert (sent[0], sent[-1]) == ("BEGIN", "COMMIT")
+    assert len(sent) == 3, "\n\n".join(sent)
     # The history of an event begins when somebody replays it: there is nobody to name before.
-    assert sent[1].startswith("INSERT INTO marketplace_webhookevent")
+    assert sent[0].startswith("BEGIN; INSERT INTO marketplace_webhookevent")
+    assert sent[-1] == "COMMIT"
     assert order.transfers.filter(status=TransferStatus.REVERSAL_PENDING).count() == 2
 
 
@@ -74,30 +78,30 @@ def test_the_event_is_stored_from_the_very_text_that_was_signed(
     event = json.dumps(refunded(simulator, order) | {"pad": "-"}, indent=4).replace('"-"', f'"{name}"')
     signed = simulator.sign(event.encode(), SECRET)
     sent = messages(lambda: inbox.receive(stripe_events.verify(*signed)))
-    assert (event.replace("'", "''") in sent[1]) == as_it_came
+    assert (event.replace("'", "''") in sent[0]) == as_it_came
     assert WebhookEvent.objects.get().payload == json.loads(event)
 
 
-def test_a_refund_that_we_asked_for_is_four_messages(order: Order, verified: Verified, simulator: Any) -> None:
+def test_a_refund_that_we_asked_for_is_three_messages(order: Order, verified: Verified, simulator: Any) -> None:
     asked = RefundFactory(order=order, amount=5000)
     event = verified(refunded(simulator, order, metadata={"operation_id": str(asked.operation_id)}))
-    assert len(messages(lambda: inbox.receive(event))) == 4
+    assert len(messages(lambda: inbox.receive(event))) == 3
     asked.refresh_from_db()
     assert asked.status == RefundStatus.SUCCEEDED
 
 
-def test_what_is_known_of_a_refund_is_three_messages(order: Order, verified: Verified, simulator: Any) -> None:
+def test_what_is_known_of_a_refund_is_two_messages(order: Order, verified: Verified, simulator: Any) -> None:
     event = refunded(simulator, order)
     inbox.receive(verified(event))
     # Of the same second, whatever the machine's pace: a later one would be written down.
     again = verified(simulator.emit("refund.updated", event["data"]["object"]) | {"created": event["created"]})
-    # BEGIN, the event with the question, COMMIT.
-    assert len(messages(lambda: inbox.receive(again))) == 3
+    # The event with the question, COMMIT.
+    assert len(messages(lambda: inbox.receive(again))) == 2
 
 
-def test_an_event_of_no_use_is_four_messages(order: Order, verified: Verified, simulator: Any) -> None:
+def test_an_event_of_no_use_is_three_messages(order: Order, verified: Verified, simulator: Any) -> None:
     event = verified(simulator.emit("customer.created", {"id": "cus_1", "object": "customer"}))
-    assert len(messages(lambda: inbox.receive(event))) <= 4
+    assert len(messages(lambda: inbox.receive(event))) == 3
 
 
 # --- Any way --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Writes that wait for each other: in their order, each with its own check and its own line in the history."""
 
+from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import connection, transaction
+from django.db import DataError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from psycopg.pq import TransactionStatus
 from pytest_django import DjangoAssertNumQueries
 
 from marketplace.errors import AlreadyThere, StaleTransition
@@ -154,3 +157,61 @@ def test_null_is_written_where_a_column_would_have_something_else_by_itself(
     with CaptureQueriesContext(connection) as captured:
         row.add(**BY)
     assert ("next_retry_at" in captured.captured_queries[-1]["sql"]) == has_default
+
+
+# --- The transaction's beginning --------------------------------------------------------------------------------------
+
+
+def sent_in(act: Callable[[], Any]) -> list[str]:
+    with CaptureQueriesContext(connection) as captured:
+        act()
+    return [query["sql"][:10] for query in captured.captured_queries]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_begins_with_its_first_message_and_ends_as_ever() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+
+    def act() -> None:
+        with transaction.atomic():
+            together.ask(("SELECT 1", []))
+            give_up(row)
+            transaction.set_rollback(True)
+
+    assert sent_in(act) == ["BEGIN", "BEGIN; SEL", "SET LOCAL ", "ROLLBACK"]
+    assert stored(row) == "reversal_pending"
+    # The next one is psycopg's again.
+    with transaction.atomic():
+        SellerTransfer.objects.filter(pk=row.pk).update(retry_count=7)
+        assert connection.connection.pgconn.transaction_status == TransactionStatus.INTRANS
+        transaction.set_rollback(True)
+    row.refresh_from_db()
+    assert row.retry_count == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_error_in_the_first_message_takes_it_back() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    with pytest.raises(DataError), transaction.atomic():
+        together.ask((f"UPDATE {row._meta.db_table} SET retry_count = 7 RETURNING id", []), ("SELECT 1 / 0", []))  # noqa: S608
+    row.refresh_from_db()
+    assert row.retry_count == 0
+    assert connection.connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_outside_of_a_transaction_none_is_begun() -> None:
+    assert sent_in(lambda: together.ask(("SELECT 1", []))) == ["SELECT 1"]
+    assert connection.connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_level_that_was_asked_for_is_psycopgs_to_name() -> None:
+    connection.ensure_connection()
+    connection.connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+    try:
+        with transaction.atomic():
+            (level,) = together.ask(("SHOW transaction_isolation", []))[0]
+    finally:
+        connection.connection.isolation_level = None
+    assert level == ("serializable",)
