@@ -18,10 +18,10 @@ from marketplace.api import access
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
 from marketplace.api.filters import BulkRetryFilter, BulkRetryItemFilter
 from marketplace.api.problems import CONTENT_TYPE
+from marketplace.api.rows import Rows, RowsAndDetails
 from marketplace.api.schema import problem
-from marketplace.api.serializers import HistorySerializer, ReasonSerializer, Shown, history
+from marketplace.api.shown import HistorySerializer, ReasonSerializer, Shown, history
 from marketplace.api.versions import expected, version_of
-from marketplace.api.views import Rows, RowsAndDetails
 from marketplace.models import BulkRetry, BulkRetryItem, SellerTransfer
 from marketplace.services import bulk_retries, bulk_steps
 from marketplace.states import BulkRetryItemStatus

@@ -4,8 +4,8 @@ from django.db.models import Count, Q
 from rest_framework import serializers
 
 from marketplace.api import filters
-from marketplace.api.serializers import Shown
-from marketplace.api.views import RowsAndDetails
+from marketplace.api.rows import RowsAndDetails
+from marketplace.api.shown import Shown
 from marketplace.models import Reconciliation, ReconciliationFinding
 from marketplace.reconciliation import report
 

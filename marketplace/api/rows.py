@@ -1,0 +1,46 @@
+"""What the views of rows share: who asks, and what they may see. No rule about money lives in a view."""
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from django.db.models import Model, QuerySet
+from rest_framework import status
+from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.viewsets import GenericViewSet
+
+from marketplace.api import access
+from marketplace.api.idempotency import Idempotent
+from marketplace.api.shown import Shown
+from marketplace.api.versions import version_of
+
+M = TypeVar("M", bound=Model)
+
+
+class Rows(Idempotent, ListModelMixin, GenericViewSet[M]):
+    """A list of the rows that the caller may see."""
+
+    ordering_fields: tuple[str, ...] = ("id", "created_at")
+    # Of rows whose ``status`` is asked for and among ``open_statuses``, which partial indexes find, by these too.
+    open_ordering_fields: tuple[str, ...] = ()
+    open_statuses: Collection[str] = ()
+    detail_serializer_class: type[Shown] | None = None
+
+    def get_queryset(self) -> QuerySet[M, M]:
+        rows = super().get_queryset()
+        return rows if getattr(self, "swagger_fake_view", False) else access.visible(rows, self.request.user)
+
+    def get_serializer_class(self) -> Any:
+        return (self.detail_serializer_class if self.detail else None) or super().get_serializer_class()
+
+
+class RowsAndDetails(RetrieveModelMixin, Rows[M]):
+    lookup_value_converter = "int"
+
+    def retrieve(self, request: Request, *_: Any, **__: Any) -> Response:  # noqa: ARG002 - DRF names it
+        return self.answer(self.get_object())
+
+    def answer(self, row: M, code: int = status.HTTP_200_OK) -> Response:
+        """The row, with its version where one can act on it."""
+        return Response(self.get_serializer(row).data, status=code, headers=version_of(row))
