@@ -177,7 +177,7 @@ def _statements() -> tuple[str, str]:
     clear = f"""
         SET session_replication_role = replica; {deletes}; SET session_replication_role = origin;
         SELECT setval(seqrelid, seqstart, false) FROM pg_sequence JOIN pg_class ON pg_class.oid = seqrelid
-        WHERE relnamespace IN ('public'::regnamespace, 'simclock'::regnamespace)
+        WHERE relnamespace = 'simclock'::regnamespace OR relname LIKE 'marketplace\\_%' OR relname = 'auth_user_id_seq'
     """  # noqa: S608 - our own tables
     return clear, f"VACUUM {', '.join(tables)}"
 

@@ -84,3 +84,11 @@ def test_time_stands_still_until_it_is_moved_but_never_twice_at_one_place(
         assert (later - one).total_seconds() == 3600
         assert 0 < (next_one - later).total_seconds() < 0.001
         assert rig.simulator.clock.now() == clocks.START + 3600
+
+
+def test_what_is_no_part_of_a_life_keeps_its_numbers(db: None, django_db_blocker: DjangoDbBlocker) -> None:
+    """Tests that come after it in this process add permissions."""
+    with django_db_blocker.unblock(), run.rig() as rig, connection.cursor() as cursor:
+        rig.clear()
+        cursor.execute("SELECT nextval('auth_permission_id_seq') > max(id) FROM auth_permission")
+        assert cursor.fetchone() == (True,)
