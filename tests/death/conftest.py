@@ -24,9 +24,7 @@ WEBHOOK_SECRET = "whsec_simulator"
 
 def environment(address: str) -> dict[str, str]:
     """Of programs on the database at ``address``."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_", "DJANGO_"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "DJANGO_"))}
     return {
         **kept,
         "DJANGO_SETTINGS_MODULE": "veza.settings",
