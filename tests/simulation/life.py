@@ -9,6 +9,7 @@ from django.db import connection
 
 from tests.simulation import due, hosts, world
 from tests.simulation.due import Due
+from tests.simulation.finance import Finance
 from tests.simulation.mail import Mail
 from tests.simulation.people import People
 from tests.simulation.profiles import HOUR
@@ -35,6 +36,7 @@ class Life:
         self.clock, self.scheduler, self.chance = scene.clock, scene.scheduler, scene.chance
         self.mail = Mail(scene)
         self.people = People(scene)
+        self.finance = Finance(scene)
         self.processes: list[hosts.Process] = []
         self._started = 0
         self._for_a_person = 0
@@ -67,6 +69,17 @@ class Life:
         if scene.profile.is_paid_first:
             with self._calm():
                 self._settle_down()
+        if scene.profile.has_debts:
+            self._fall_into_debt()
+
+    def _fall_into_debt(self) -> None:
+        """The sellers have spent all, and then a part of each order is refunded: what they owe cannot be had."""
+        self.people.pay_out_all()
+        self.people.refund_a_part_of_all()
+        with self._calm():
+            self._settle_down()
+        self._retried.clear()
+        self._tried_together = False
 
     # --- Days of trouble ----------------------------------------------------------------------------------------------
 
@@ -106,6 +119,8 @@ class Life:
         at_work = sum(process.may_work for process in self.processes)
         if at_work:
             choices.append((2.0 * at_work, self._work))
+        if self.scene.profile.finance:
+            choices.append((self.scene.profile.finance, self.finance.act))
         if self._for_a_person:
             choices.append((0.5, self.people.retry_one))
             if self.scene.profile.together:

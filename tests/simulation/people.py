@@ -11,10 +11,21 @@ from marketplace.services import bulk_retries, disputes, refunds, transfers
 from marketplace.simulator import StripeError
 from tests.simulation.scene import Scene
 from tests.simulation.scheduler import Host, Task
-from tests.simulation.world import CURRENCIES, Bought
+from tests.simulation.world import CURRENCIES, Bought, buy
 
 # How often somebody asks for a refund that is not allowed yet.
 PATIENCE = 3
+
+
+def answered(act: Callable[[], str]) -> str:
+    """What ``act`` says, or as a page or the API would say that it cannot be."""
+    try:
+        return act()
+    except MarketplaceError as error:
+        return type(error).__name__
+    except DATABASE_TROUBLE:
+        connection.close()
+        return "503"
 
 
 class People:
@@ -41,6 +52,8 @@ class People:
                     self.plans.append(self._refund(order, amount))
             if self.scene.profile.disputes and chance.random() < self.scene.profile.disputes:
                 self.plans += [self._dispute(order) for _ in range(chance.choice([1, 1, 1, 2]))]
+        if self.scene.profile.finance:
+            self.plans += [self._buy_again] * chance.choice([2, 4, 6])
         chance.shuffle(self.plans)
 
     def _refund(self, order: Bought, amount: int) -> Callable[[], None]:
@@ -53,6 +66,32 @@ class People:
 
     def do_next(self) -> None:
         self.plans.pop()()
+
+    def _buy_again(self) -> None:
+        """Of the same sellers, who may have debts by now."""
+        scene, chance = self.scene, self.scene.chance
+        debts = self._orders_with_debts()
+        is_early = not scene.is_quiet and not debts and chance.random() < 0.99
+        if is_early or not scene.scheduler.idle_crews:
+            self.plans.insert(0, self._buy_again)
+            return
+        like = chance.choice([each for each in scene.world.orders if not debts or each.pk in debts])
+        order = scene.scheduler.call(lambda: buy(scene.world, chance, scene.simulator, like=like))
+        scene.counts["bought again"] += 1
+        scene.note(f"order {order.pk} is bought")
+        if chance.random() < 0.8:
+            self.plans.insert(0, self._refund(order, chance.choice([order.amount, chance.randint(1, order.amount)])))
+
+    @staticmethod
+    def _orders_with_debts() -> set[int]:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT order_id FROM marketplace_transferreversal AS debt
+                JOIN marketplace_sellertransfer AS transfer ON transfer.id = transfer_id WHERE debt.status = 'failed'
+                """
+            )
+            return {row[0] for row in cursor.fetchall()}
 
     # --- Refunds ------------------------------------------------------------------------------------------------------
 
@@ -80,27 +119,26 @@ class People:
         if is_impatient:
             again()
         scene.scheduler.begin(
-            Task(f"asks for refund, {key}", Host("web"), lambda: self._request(order, amount, key), ended=ended)
+            Task(
+                f"asks for refund, {key}",
+                Host("web"),
+                lambda: answered(lambda: self._request(order, amount, key)),
+                ended=ended,
+            )
         )
 
     def _request(self, order: Bought, amount: int, key: str) -> str:
         """As the API does it."""
-        try:
-            requested = refunds.request(
-                order_id=order.pk,
-                amount=amount,
-                currency=order.currency,
-                reason="",
-                requested_by=self.scene.world.operator,
-                request_key=key,
-            )
-            if requested.is_new:
-                return str(refunds.send(requested.refund, self.scene.gateway).status)
-        except MarketplaceError as error:
-            return type(error).__name__
-        except DATABASE_TROUBLE:
-            connection.close()
-            return "503"
+        requested = refunds.request(
+            order_id=order.pk,
+            amount=amount,
+            currency=order.currency,
+            reason="",
+            requested_by=self.scene.world.operator,
+            request_key=key,
+        )
+        if requested.is_new:
+            return str(refunds.send(requested.refund, self.scene.gateway).status)
         return "as before"
 
     def _refund_by_hand(self, order: Bought, amount: int) -> None:
@@ -113,6 +151,10 @@ class People:
             return
         scene.counts["refunds by hand"] += 1
         scene.note(f"by hand: {made['id']} refunds {amount} of order {order.pk}: {made['status']}")
+
+    def refund_a_part_of_all(self) -> None:
+        for order in self.scene.world.orders:
+            self._refund_by_hand(order, max(order.amount // 3, 1))
 
     def follow_up_on_a_refund(self) -> None:
         """A bank answers at last: a pending refund goes one way or the other, a succeeded one comes back."""
@@ -215,6 +257,11 @@ class People:
             scene.simulator.add_funds(scene.chance.choice([1, 500, 50_000]), currency, account=account)
             scene.note(f"{account} has sold again")
 
+    def pay_out_all(self) -> None:
+        for account in sorted(self.scene.world.accounts):
+            self.scene.simulator.pay_out(account)
+            self.scene.simulator.may_go_negative(account, False)
+
     def change_a_capability(self) -> None:
         scene = self.scene
         account = scene.chance.choice(sorted(scene.world.accounts))
@@ -295,13 +342,7 @@ class People:
         scene = self.scene
 
         def run() -> str:
-            try:
-                return str(transfers.retry(transfer_id=transfer, actor="operator", reason="tries again").status)
-            except MarketplaceError as error:
-                return type(error).__name__
-            except DATABASE_TROUBLE:
-                connection.close()
-                return "503"
+            return str(transfers.retry(transfer_id=transfer, actor="operator", reason="tries again").status)
 
         def ended(task: Task) -> None:
             scene.must_not_err(task)
@@ -309,7 +350,7 @@ class People:
             scene.counts["retries by operators"] += task.result in {"failed", "reversal_pending"}
             scene.counts["retries by operators, refused"] += task.result == "NotAllowedNow"
 
-        scene.scheduler.begin(Task(f"retries transfer {transfer}", Host("web"), run, ended=ended))
+        scene.scheduler.begin(Task(f"retries transfer {transfer}", Host("web"), lambda: answered(run), ended=ended))
 
     def retry_together(self) -> None:
         """An operator retries all that need a person as one; over the sum a second person approves, or is away."""
@@ -319,17 +360,11 @@ class People:
 
         def run() -> str:
             operator = scene.world.operator
-            try:
-                chosen = bulk_retries.plan(criteria=criteria, by=operator, reason="tries together")
-                begun = bulk_retries.start(bulk_retry_id=chosen.pk, by=operator)
-                if begun.status == "awaiting_approval" and is_there:
-                    finance, _ = User.objects.get_or_create(username="finance", is_staff=True)
-                    begun = bulk_retries.approve(bulk_retry_id=begun.pk, by=finance, reason="agreed")
-            except MarketplaceError as error:
-                return type(error).__name__
-            except DATABASE_TROUBLE:
-                connection.close()
-                return "503"
+            chosen = bulk_retries.plan(criteria=criteria, by=operator, reason="tries together")
+            begun = bulk_retries.start(bulk_retry_id=chosen.pk, by=operator)
+            if begun.status == "awaiting_approval" and is_there:
+                finance, _ = User.objects.get_or_create(username="finance", is_staff=True)
+                begun = bulk_retries.approve(bulk_retry_id=begun.pk, by=finance, reason="agreed")
             return begun.status
 
         def ended(task: Task) -> None:
@@ -338,4 +373,4 @@ class People:
             scene.counts["bulk retries"] += task.result == "canary"
             scene.counts["bulk retries, not begun"] += task.result != "canary"
 
-        scene.scheduler.begin(Task("retries together", Host("web"), run, ended=ended))
+        scene.scheduler.begin(Task("retries together", Host("web"), lambda: answered(run), ended=ended))

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from tests.simulation.scheduler import Chances
@@ -43,13 +44,20 @@ class Profile:
     disputes: float
     # How often operators retry what needs a person as one.
     together: float
+    # The sellers have spent what they were paid first, and nobody waits for long: what is refunded becomes a debt.
+    has_debts: bool
+    # How often somebody sees to money by hand: debts, payments back, attempts that are wanted now.
+    finance: float
     # Whether the endpoint is subscribed to ``transfer.reversed``, which tells of much that is else found by looking.
     hears_of_reversals: bool
 
 
 def profile(seed: int) -> Profile:
     chance, bank = random.Random(f"profile {seed}"), random.Random(f"bank {seed}")
-    team = random.Random(f"team {seed}")
+    team, ledger = random.Random(f"team {seed}"), random.Random(f"ledger {seed}")
+    # One in so many, so that the others tell what they told before.
+    finance = ledger.choice([0.5, 1.0, 2.0]) if seed % 8 == 0 else 0.0
+    has_debts = finance > 0 and ledger.random() < 0.8
 
     def now_and_then(share: float, most: float) -> float:
         return most * chance.random() if chance.random() < share else 0.0
@@ -77,7 +85,7 @@ def profile(seed: int) -> Profile:
         concurrency=chance.choice([1, 2]),
         batch_size=chance.choice([1, 2, 8]),
         has_allowance=chance.random() < 0.15,
-        decisions=chance.choice([40, 80, 150]),
+        decisions=chance.choice([40, 80, 150]) * (3 if finance else 1),
         jumps=now_and_then(0.5, 0.06),
         outages=now_and_then(0.3, 0.05),
         by_hand=now_and_then(0.2, 0.15),
@@ -88,8 +96,8 @@ def profile(seed: int) -> Profile:
         skew=HOUR if chance.random() < 0.3 else 0.0,
         stripe={
             "refund_status": chance.choice(["succeeded", "succeeded", "succeeded", "pending"]),
-            "allow_negative_balances": chance.random() < 0.4,
-            "pending_reversals": chance.random() < 0.1,
+            "allow_negative_balances": chance.random() < 0.4 and not has_debts,
+            "pending_reversals": chance.random() < 0.1 and not has_debts,
         },
         settings={
             "REVERSAL_MAX_RETRIES": retries,
@@ -97,10 +105,15 @@ def profile(seed: int) -> Profile:
             "GIVE_BACK": chance.choice(["automatic", "automatic", "ask"]),
             # Of its own chance, so that seeds without disputes tell what they told before there were any.
             "BULK_RETRY_APPROVAL_ABOVE": {"": team.choice([0, 10**9])},
+            "NET_DEBTS": bool(finance) and ledger.choice([False, True, True]),
+            "REVERSAL_INSUFFICIENT_FUNDS_INTERVAL": timedelta(minutes=1 if has_debts else 360),
+            "REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE": timedelta(minutes=1) if has_debts else timedelta(days=45),
             "DISPUTE_CLAWBACK_ON": bank.choice(["opened", "opened", "funds_withdrawn", "lost"]),
         },
-        is_paid_first=chance.random() < 0.5,
+        is_paid_first=chance.random() < 0.5 or has_debts,
+        has_debts=has_debts,
         disputes=bank.choice([0.0, 0.0, 0.5, 1.0]),
         together=team.choice([0.0, 2.0]),
-        hears_of_reversals=seed % 10 == 5,
+        finance=finance,
+        hears_of_reversals=seed % 10 == 5 or (finance > 0 and ledger.random() < 0.3),
     )

@@ -32,6 +32,7 @@ NEVER = {"unexpected_error", "could_not_settle", "webhook_event_failed", "refund
 COUNTED = {
     "breaker_opened": "breakers opened",
     "database_away": "database away",
+    "debt_netted": "debts netted",
     "late_settle": "late settles",
     "rate_limited": "slowed down by a 429",
     "refund_settled_by_another": "refunds settled by another",
@@ -118,6 +119,7 @@ class Rig:
                 outages=self.wire.outages,
                 capabilities_changed=scene.counts["capabilities changed"],
                 breakers_opened=scene.counts["breakers opened"],
+                funds_patience=scene.profile.settings["REVERSAL_INSUFFICIENT_FUNDS_MAX_AGE"].total_seconds(),
                 is_fair_weather=not scene.profile.weather.trouble,
                 elapsed=self.clock.elapsed,
             )

@@ -23,6 +23,7 @@ SEEN = {
     "disputes": 10,
     "disputes won": 1,
     "disputes lost": 1,
+    "bought again": 3,
 }
 
 

@@ -33,31 +33,36 @@ class World:
     orders: list[Bought] = field(default_factory=list)
     accounts: dict[str, int] = field(default_factory=dict)
     operator: Any = None
+    buyer: Any = None
+    sellers: list[Seller] = field(default_factory=list)
 
 
 def build(chance: random.Random, simulator: Any, *, orders: int, sellers: int) -> World:
     """Rows and objects at Stripe for some orders, placed and paid; nobody here has heard of the payments."""
     world = World()
-    buyer = User.objects.create(username="buyer")
+    world.buyer = User.objects.create(username="buyer")
     world.operator = User.objects.create(username="operator", is_staff=True)
-    rows = []
     for number in range(sellers):
         account = simulator.create_account(f"acct_seller{number}")["id"]
-        rows.append(Seller.objects.create(name=f"Seller {number}", stripe_account_id=account))
-        world.accounts[account] = rows[-1].pk
+        world.sellers.append(Seller.objects.create(name=f"Seller {number}", stripe_account_id=account))
+        world.accounts[account] = world.sellers[-1].pk
     for _ in range(orders):
-        world.orders.append(_order(chance, simulator, rows, buyer))
+        buy(world, chance, simulator)
     return world
 
 
-def _order(chance: random.Random, simulator: Any, sellers: list[Seller], buyer: User) -> Bought:
-    currency = chance.choice(CURRENCIES)
-    several = chance.sample(sellers, chance.choice([each for each in (1, 1, 2, 2, 3, 6) if each <= len(sellers)]))
+def buy(world: World, chance: random.Random, simulator: Any, *, like: Bought | None = None) -> Bought:
+    """One more order; in the same currency and of the same sellers as another one."""
+    sellers = [row for row in world.sellers if like is None or row.stripe_account_id in like.sold]
+    currency = chance.choice(CURRENCIES) if like is None else like.currency
+    several = sellers
+    if like is None:
+        several = chance.sample(sellers, chance.choice([each for each in (1, 1, 2, 2, 3, 6) if each <= len(sellers)]))
     lines = [
         (_product(chance, seller, currency, number), chance.choice([1, 1, 2, 3]))
         for number, seller in enumerate(several)
     ]
-    order = payments.place_order(buyer=buyer, lines=lines, actor="simulation")
+    order = payments.place_order(buyer=world.buyer, lines=lines, actor="simulation")
     commission = chance.choice([0, 0, 500, 1500, 3333])
     Order.objects.filter(pk=order.pk).update(commission_basis_points=commission)
     charge = simulator.create_charge(
@@ -69,7 +74,7 @@ def _order(chance: random.Random, simulator: Any, sellers: list[Seller], buyer: 
     )
     if chance.random() < 0.6:
         Order.objects.filter(pk=order.pk).update(stripe_payment_intent_id=charge["payment_intent"])
-    return Bought(
+    bought = Bought(
         pk=order.pk,
         amount=order.amount,
         currency=currency,
@@ -78,6 +83,8 @@ def _order(chance: random.Random, simulator: Any, sellers: list[Seller], buyer: 
         charge=charge["id"],
         payment_intent=charge["payment_intent"],
     )
+    world.orders.append(bought)
+    return bought
 
 
 def _product(chance: random.Random, seller: Seller, currency: str, number: int) -> Product:
