@@ -22,7 +22,7 @@ from marketplace.errors import (
     UnknownOrder,
     UnknownTransfer,
 )
-from marketplace.gateway import stripe_api
+from marketplace.gateway import reading
 from marketplace.gateway.contract import Failure, NotFound, Postponed, Refused, ReversalFacts
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
@@ -328,7 +328,7 @@ def _handle(row: WebhookEvent) -> str:
 
 
 def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
-    facts = stripe_api.payment_facts(body, seen_at=row.stripe_created_at)
+    facts = reading.payment_facts(body, seen_at=row.stripe_created_at)
     _not_beside_its_payment(body)
     try:
         order = payments.record(facts, actor=_actor(row))
@@ -340,7 +340,7 @@ def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 
 def _refund(row: WebhookEvent, body: Mapping[str, Any]) -> str:
-    refund = refunds.record(stripe_api.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
+    refund = refunds.record(reading.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
     return _said_of_refund(refund.stripe_refund_id, refund.status)
 
 
@@ -357,15 +357,15 @@ def _charge_refunded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 
 def _dispute(row: WebhookEvent, body: Mapping[str, Any]) -> str:
-    facts = stripe_api.dispute_facts(body, seen_at=row.stripe_created_at, event_type=row.type)
+    facts = reading.dispute_facts(body, seen_at=row.stripe_created_at, event_type=row.type)
     dispute = disputes.record(facts, actor=_actor(row))
     return f"{dispute.stripe_dispute_id} is {dispute.status}"
 
 
 def _transfer_reversed(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     """The object is the transfer; which reversal is new is found among those that it lists."""
-    facts = stripe_api.transfer_facts(body)
-    listed = stripe_api.embedded_reversals(body) if row.looked_up is None else row.looked_up
+    facts = reading.transfer_facts(body)
+    listed = reading.embedded_reversals(body) if row.looked_up is None else row.looked_up
     outcome = seen_at_stripe.record(facts, listed, actor=_actor(row))
     if outcome is None:
         raise Ignored(f"{facts.stripe_transfer_id} is no transfer of ours")
@@ -373,7 +373,7 @@ def _transfer_reversed(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 
 def _account_updated(row: WebhookEvent, body: Mapping[str, Any]) -> str:
-    if not sellers.record(stripe_api.account_facts(body, seen_at=row.stripe_created_at)):
+    if not sellers.record(reading.account_facts(body, seen_at=row.stripe_created_at)):
         raise Ignored(f"{row.stripe_account_id} is no seller of ours, or we know newer")
     return f"{row.stripe_account_id} is up to date"
 
@@ -387,7 +387,7 @@ def _account_deauthorized(row: WebhookEvent, _body: Mapping[str, Any]) -> str:
 
 def _balance_available(row: WebhookEvent, body: Mapping[str, Any]) -> str:
     """Frequent, and mostly of sellers whom nothing waits for: then two questions of the database are all it costs."""
-    facts = stripe_api.balance_facts(body)
+    facts = reading.balance_facts(body)
     seller = Seller.objects.filter(stripe_account_id=row.stripe_account_id).first()
     if seller is None or not funds.is_waited_for(seller):
         raise Ignored(f"no reversal waits for the balance of {row.stripe_account_id}")

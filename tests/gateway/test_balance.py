@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from marketplace.gateway import stripe_api
+from marketplace.gateway import reading
 from marketplace.gateway.contract import BalanceFacts, BalanceRetrieved, Denied, Unknown
 from tests.gateway.conftest import ScriptedServer
 
@@ -52,11 +52,11 @@ def test_what_is_pending_is_not_available(scripted: ScriptedServer, to_scripted:
 
 def test_the_parts_of_one_currency_count_together() -> None:
     parts = [{"amount": 5, "currency": "eur"}, {"amount": -7, "currency": "eur"}, {"amount": 1, "currency": "jpy"}]
-    assert stripe_api.balance_facts({"available": parts}).available == {"eur": -2, "jpy": 1}
+    assert reading.balance_facts({"available": parts}).available == {"eur": -2, "jpy": 1}
 
 
 def test_no_part_is_no_money() -> None:
-    assert stripe_api.balance_facts({"available": []}).available == {}
+    assert reading.balance_facts({"available": []}).available == {}
 
 
 @pytest.mark.parametrize("amount", [None, "5", 5.0, True, False, -5.0, 2**63, -(2**63)])
