@@ -255,6 +255,12 @@ def test_a_new_row_is_as_one_by_the_class(model: type[Lifecycle]) -> None:
     )
 
 
+def test_what_a_new_row_is_given_is_not_made_anew() -> None:
+    given = uuid4()
+    assert SellerTransfer.new(operation_id=given).operation_id == given
+    assert SellerTransfer.new().operation_id != given
+
+
 def test_a_new_row_knows_its_columns_alone() -> None:
     with pytest.raises(TypeError, match="SellerTransfer has no column order"):
         SellerTransfer.new(order=None, amount=5)
