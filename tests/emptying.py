@@ -2,8 +2,8 @@
 
 from django.db import connection, transaction
 
-# Of the models, not of any test.
-KEPT = {"auth_permission", "django_content_type"}
+# What the migrations make of the models and of the roles, and no test commits.
+KEPT = {"auth_group", "auth_group_permissions", "auth_permission", "django_content_type"}
 
 
 def empty() -> None:

@@ -17,13 +17,8 @@ class _Now:
     connection = connection
 
 
-def make_groups() -> None:
-    """As the migrations do, all over again where a test that empties the database took them away."""
-    if Group.objects.filter(name__in=list(Role)).count() < len(Role):
-        grant_all()
-
-
 def grant_all() -> None:
+    """As the migrations do, all over again."""
     for grant in _grants():
         grant.code(apps, _Now())
 

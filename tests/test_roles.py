@@ -6,7 +6,7 @@ from django.contrib.auth.models import Group, Permission
 
 from marketplace import roles
 from marketplace.roles import ACTS, Grant, Role
-from tests.people import _Now, grant_all, make_groups
+from tests.people import _Now, grant_all
 
 NEEDED = {name for act in ACTS for name in act.needs}
 MODELS = list(apps.get_app_config("marketplace").get_models())
@@ -19,13 +19,11 @@ def granted(role: Role) -> set[str]:
 
 @pytest.mark.django_db
 def test_the_migrations_grant_what_the_table_says() -> None:
-    make_groups()
     assert {role: granted(role) for role in Role} == {role: roles.permissions_of(role) for role in Role}
 
 
 @pytest.mark.django_db
 def test_granting_again_changes_nothing_and_keeps_what_was_given_by_hand() -> None:
-    make_groups()
     extra = Permission.objects.get(codename="delete_order")
     Group.objects.get(name="viewer").permissions.add(extra)
     grant_all()

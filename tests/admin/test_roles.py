@@ -12,7 +12,7 @@ from django.urls import reverse
 from marketplace.roles import ACTS, Act, Role
 from tests.admin.test_pages import populate  # noqa: F401 - a fixture
 from tests.factories import UserFactory
-from tests.people import make_groups, person
+from tests.people import person
 
 PAGES = [pytest.param(act, name, id=name) for act in ACTS for name in act.pages]
 # Those of every model: old entries of Django's log, and refusals for everyone.
@@ -56,7 +56,6 @@ def test_every_page_has_its_line() -> None:
 
 @pytest.mark.parametrize(("act", "name"), PAGES)
 def test_a_page_opens_for_those_roles_only(act: Act, name: str, populate: Any) -> None:  # noqa: F811
-    make_groups()
     populate()
     answers = {role: signed_in(person(role)).get(address(name)).status_code for role in Role}
     assert answers == {role: 200 if role in act.roles else 403 for role in Role}
@@ -64,7 +63,6 @@ def test_a_page_opens_for_those_roles_only(act: Act, name: str, populate: Any) -
 
 @pytest.mark.parametrize("role", Role)
 def test_the_menu_shows_what_the_role_may_open(role: Role, db: None) -> None:
-    make_groups()
     client = signed_in(person(role))
     shown = client.get("/admin/").content.decode()
     assert reverse("admin:marketplace_order_changelist") in shown
@@ -72,7 +70,6 @@ def test_the_menu_shows_what_the_role_may_open(role: Role, db: None) -> None:
 
 
 def test_an_admin_makes_nobody_a_superuser(db: None) -> None:
-    make_groups()
     client = signed_in(person(Role.ADMIN))
     user = UserFactory()
     page = reverse("admin:auth_user_change", args=[user.pk])
@@ -85,7 +82,6 @@ def test_an_admin_makes_nobody_a_superuser(db: None) -> None:
 
 
 def test_an_admin_does_not_change_a_superuser(db: None) -> None:
-    make_groups()
     root = UserFactory(superuser=True, with_password=True)
     client = signed_in(person(Role.ADMIN))
     page = reverse("admin:auth_user_change", args=[root.pk])

@@ -11,7 +11,7 @@ from tests.api.conftest import Scene, client_of, problem, session_of
 from tests.api.test_reconciliations import drift_found
 from tests.factories import BulkRetryFactory, DisputeFactory, ProductFactory, WebhookEventFactory
 from tests.inbox.test_any_order import rolled_back
-from tests.people import make_groups, person
+from tests.people import person
 
 OPERATIONS = [pytest.param(act, operation, id=operation) for act in ACTS for operation in act.api]
 
@@ -47,7 +47,6 @@ def ids(scene: Scene) -> dict[str, int]:
 
 @pytest.mark.parametrize(("act", "operation"), OPERATIONS)
 def test_an_operation_is_for_those_roles_only(act: Act, operation: str, ids: dict[str, int]) -> None:
-    make_groups()
     for role in Role:
         with rolled_back():
             check(act, operation, role, ids)

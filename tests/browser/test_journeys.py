@@ -25,7 +25,7 @@ from tests.factories import (
     UserFactory,
     WebhookEventFactory,
 )
-from tests.people import make_groups, person
+from tests.people import person
 from tests.workers.conftest import drain
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -75,7 +75,6 @@ def reach(page: Page, wanted: Locator) -> None:
 def test_a_stuck_transfer_is_found_from_the_start_page_understood_and_by_some_retried(
     role: Role, page: Page, live: str, stuck: SellerTransfer, work: Callable[[], int]
 ) -> None:
-    make_groups()
     enter(page, live, person(role))
     page.locator("#waiting").get_by_role("link", name="needs a person").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
@@ -106,7 +105,6 @@ def test_a_stuck_transfer_is_found_from_the_start_page_understood_and_by_some_re
 
 
 def test_signed_in_found_and_retried_by_keys_alone(page: Page, live: str, stuck: SellerTransfer) -> None:
-    make_groups()
     user = person(Role.OPERATOR)
     user.set_password(PASSWORD)
     user.save(update_fields=["password"])
