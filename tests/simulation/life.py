@@ -44,6 +44,7 @@ class Life:
         self._held_at = -1
         self._retried: Counter[int] = Counter()
         self._tried_together = False
+        self._lets_debts_be = False
 
     def run(self) -> None:
         self._begin()
@@ -76,10 +77,10 @@ class Life:
         """The sellers have spent all, and then a part of each order is refunded: what they owe cannot be had."""
         self.people.pay_out_all()
         self.people.refund_a_part_of_all()
+        self._lets_debts_be = True
         with self._calm():
             self._settle_down()
-        self._retried.clear()
-        self._tried_together = False
+        self._lets_debts_be = False
 
     # --- Days of trouble ----------------------------------------------------------------------------------------------
 
@@ -308,7 +309,8 @@ class Life:
             if any(each.now for each in found.values()):
                 self._work_off(found)
                 continue
-            if self._for_a_person and (self._retry_together() or self._retry_all()):
+            is_for_a_person = self._for_a_person and not self._lets_debts_be
+            if is_for_a_person and (self._retry_together() or self._retry_all()):
                 continue
             times = [each.next_at for each in found.values() if each.next_at is not None]
             if any(moment > self.clock.now + LONGEST_WAIT for moment in times):

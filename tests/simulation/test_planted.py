@@ -28,7 +28,7 @@ FOUND = {
     "no-cumulative-targets": (34, "(share, taken) is"),
     "wins-give-nothing-back": (6, "was taken from"),
     "disputes-by-arrival": (4, "D: dp_"),
-    "netting-for-ever": (72, "came back from"),
+    "netting-for-ever": (88, "came back from"),
 }
 # A change of the program tells other stories, and then another seed finds it. Not so rarely that it could be missed.
 OTHERS = range(1, 200)
