@@ -138,6 +138,16 @@ def rows(order: Order) -> list[tuple[str, int, int]]:
     return [(transfer.status, transfer.amount, transfer.amount_reversed) for transfer in order.transfers.order_by("id")]
 
 
+def given_up_unanswered(simulator: Any, order: Order, gateway: Any, **refund: Any) -> reversal_worker.ReversalQueue:
+    """A refund that failed after a worker had sent its reversal, which has not arrived; that worker's queue."""
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    record(order, **refund)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order, **refund)
+    return queue
+
+
 def test_a_debt_that_was_not_collected_is_dropped(sold: Make, simulator: Any, work: Callable[[], None]) -> None:
     order = sold((3000, 2000))
     record(order)
@@ -277,11 +287,7 @@ def test_what_may_be_on_its_way_is_not_dropped_before_it_must_have_arrived(
 ) -> None:
     """A look sees nothing of a request whose caller has given up; one that lands after it was dropped is taken."""
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order)
+    queue = given_up_unanswered(simulator, order, gateway)
     assert drain(queue) == 1
     reversal, transfer = TransferReversal.objects.get(), order.transfers.get()
     assert (reversal.status, reversal.unwanted_amount) == (ReversalStatus.PENDING, 2700)
@@ -299,11 +305,7 @@ def test_it_is_dropped_after_a_lease_and_the_longest_way(
     sold: Make, simulator: Any, gateway: Any, minutes: int, dropped: bool
 ) -> None:
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order)
+    queue = given_up_unanswered(simulator, order, gateway)
     TransferReversal.objects.update(unwanted_at=Now() - Value(timedelta(minutes=minutes)))
     drain(queue)
     assert TransferReversal.objects.get().status == ("canceled" if dropped else "pending")
@@ -312,11 +314,7 @@ def test_it_is_dropped_after_a_lease_and_the_longest_way(
 def test_a_500_to_the_look_says_nothing_of_what_was_sent(sold: Make, simulator: Any, gateway: Any) -> None:
     """As if it had been Stripe's answer under the key, a new key was taken at the next look that found nothing."""
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order)
+    queue = given_up_unanswered(simulator, order, gateway)
     simulator.faults.add("error_500", endpoint="GET /v1/transfers/{id}/reversals", times=1)
     drain(queue)
     assert not TransferReversal.objects.get().look_first
@@ -394,11 +392,7 @@ def test_a_debt_for_another_reason_stays(sold: Make, simulator: Any, work: Calla
 
 def lost(simulator: Any, order: Order, gateway: Any, amount: int, **refund: Any) -> TransferReversal:
     """A reversal whose refund failed before it arrived at Stripe: it was looked for, not found, and canceled."""
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order, amount=amount, **refund)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order, amount=amount, **refund)
+    queue = given_up_unanswered(simulator, order, gateway, amount=amount, **refund)
     long_unwanted()
     drain(queue)
     reversal = TransferReversal.objects.latest("id")
@@ -450,11 +444,7 @@ def test_what_landed_late_is_given_back_also_where_another_was_taken_for_it_sinc
 ) -> None:
     """It was wanted again while it was dropped, so that its place was taken; then both arrived."""
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order, amount=1000)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order, amount=1000)
+    queue = given_up_unanswered(simulator, order, gateway, amount=1000)
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     record(order, amount=1000, stripe_refund_id="re_second")
     queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
@@ -629,10 +619,7 @@ def test_what_was_no_longer_wanted_is_wanted_again_by_the_next_refund(
     sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
 ) -> None:
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    drain(reversal_worker.ReversalQueue(gateway))
-    fails(order)
+    given_up_unanswered(simulator, order, gateway)
     record(order, stripe_refund_id="re_2", amount=1000)
     reversal = TransferReversal.objects.get()
     assert (reversal.amount, reversal.unwanted_amount) == (2700, 1800)
@@ -644,10 +631,7 @@ def test_one_that_lands_after_it_was_dropped_is_given_back(
     sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
 ) -> None:
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    drain(reversal_worker.ReversalQueue(gateway))
-    fails(order)
+    given_up_unanswered(simulator, order, gateway)
     work()
     assert rows(order) == [("completed", 2700, 0)]
     lost = TransferReversal.objects.get()
@@ -667,11 +651,7 @@ def test_settling_what_is_no_longer_owed_locks_the_order_before_the_transfer(
     sold: Make, simulator: Any, gateway: Any
 ) -> None:
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order)
+    queue = given_up_unanswered(simulator, order, gateway)
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     with CaptureQueriesContext(connection) as told:
         queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
@@ -685,11 +665,7 @@ def test_what_is_wanted_again_while_the_worker_drops_it_is_owed_anew(
 ) -> None:
     """Looked for while nobody wanted it, not found, and wanted again by another refund before that was written."""
     order = sold()
-    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
-    record(order)
-    queue = reversal_worker.ReversalQueue(gateway)
-    drain(queue)
-    fails(order)
+    queue = given_up_unanswered(simulator, order, gateway)
     (claimed,) = queue.claim(batch_size=1, lease=timedelta(minutes=5))
     record(order, stripe_refund_id="re_second")
     queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
