@@ -26,17 +26,12 @@ TransactionTestCase._fixture_teardown = lambda _: emptying.empty()  # type: igno
 # Browsers at work, and days of trouble: other tests run the same lines. So coverage does not watch them line by line,
 # which takes half as long again.
 UNWATCHED = ("browser/", "simulation/")
-LONG = (*UNWATCHED, "death/", "demo/", "api/test_fuzz.py")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first, in whatever order they are: at the end no process is left with one."""
-    places = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
-    for item, place in places.items():
-        if place.startswith(UNWATCHED):
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(UNWATCHED):
             item.add_marker("no_cover")
-    items.sort(key=lambda item: not places[item].startswith(LONG))
 
 
 @pytest.fixture(scope="session")
