@@ -34,6 +34,16 @@ def use() -> None:
             _migrate(creation)
             cursor.execute(f"ALTER DATABASE {IN_WORK} RENAME TO {name}")
     connection.settings_dict["TEST"]["TEMPLATE"] = name
+    creation._destroy_test_db = _drop
+
+
+def _drop(name: str, verbosity: int) -> None:
+    """At the end, also where somebody of this process holds a connection still: while a browser's event loop runs in
+    the thread, Django's connection is another one than before and after it.
+    """
+    connection.close_pool()
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(f"DROP DATABASE {connection.ops.quote_name(name)} WITH (FORCE)")
 
 
 def sources() -> set[Path]:
