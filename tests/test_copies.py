@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import django.contrib.auth
+import psycopg
 import pytest
 from django.conf import settings
 from django.db import connection
@@ -84,3 +85,12 @@ def test_what_a_killed_process_left_half_made_is_not_used(remade: list[str]) -> 
     copies.use()
     (made,) = those_there()
     assert made.startswith("test_of_copies_migrated_")
+
+
+def test_it_is_dropped_whoever_is_connected_still(remade: list[str]) -> None:
+    with connection._nodb_cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {copies.IN_WORK}")
+    other = psycopg.connect(**{**connection.get_connection_params(), "dbname": copies.IN_WORK})
+    copies._drop(copies.IN_WORK, verbosity=0)
+    other.close()
+    assert those_there() == []

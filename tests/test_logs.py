@@ -14,6 +14,7 @@ from tests.structure.sources import ROOT
 
 SECRETS = [
     "sk_test_s3cret",
+    "sk_org_s3cret",
     "sk_live_s3cret",
     "rk_live_s3_cret",
     "pk_test_s3cret",
