@@ -1,19 +1,17 @@
 """Disputes, and how much of the order one in another currency is."""
 
-from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from marketplace.api import access, filters
+from marketplace.api import filters
 from marketplace.api.fields import AmountField, StrictSerializer, TextField
 from marketplace.api.problems import CONTENT_TYPE
 from marketplace.api.rows import RowsAndDetails
 from marketplace.api.schema import problem
 from marketplace.api.shown import Shown
-from marketplace.api.versions import expected
 from marketplace.models import Dispute
 from marketplace.services import disputes
 
@@ -70,7 +68,7 @@ class DisputedAmountSerializer(StrictSerializer):
     reason = TextField(max_length=500, help_text="How you know; it stays in the dispute's history.")
 
     def validate_currency(self, currency: str) -> str:
-        expected = self.context["dispute"].order.currency
+        expected = self.context["row"].order.currency
         if currency != expected:
             raise serializers.ValidationError(f"{currency!r}: expected {expected!r}, the order's currency")
         return currency
@@ -116,15 +114,6 @@ class DisputeViewSet(RowsAndDetails[Dispute]):
     )
     @action(detail=True, methods=["post"], filterset_class=None)
     def amount(self, request: Request, pk: int) -> Response:
-        dispute = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, "marketplace.enter_dispute_amount")
-        body = DisputedAmountSerializer(data=request.data, context={"dispute": dispute})
-        body.is_valid(raise_exception=True)
-        disputes.enter_amount(
-            dispute_id=dispute.pk,
-            amount=body.validated_data["amount"],
-            actor=f"user:{request.user.get_username()}",
-            reason=body.validated_data["reason"],
-            if_version=expected(request),
-        )
-        return self.answer(self.get_queryset().get(pk=pk))
+        dispute, said, by = self.asked(request, pk, "marketplace.enter_dispute_amount", DisputedAmountSerializer)
+        disputes.enter_amount(dispute_id=dispute.pk, amount=said["amount"], **by)
+        return self.answer_anew(pk)

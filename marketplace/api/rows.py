@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any, TypeVar
 
 from django.db.models import Model, QuerySet
+from django.shortcuts import get_object_or_404
 from rest_framework import status
 from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
 from rest_framework.request import Request
@@ -11,9 +12,10 @@ from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
 from marketplace.api import access
+from marketplace.api.fields import StrictSerializer
 from marketplace.api.idempotency import Idempotent
-from marketplace.api.shown import Shown
-from marketplace.api.versions import version_of
+from marketplace.api.shown import ReasonSerializer, Shown
+from marketplace.api.versions import expected, version_of
 
 M = TypeVar("M", bound=Model)
 
@@ -44,3 +46,27 @@ class RowsAndDetails(RetrieveModelMixin, Rows[M]):
     def answer(self, row: M, code: int = status.HTTP_200_OK) -> Response:
         """The row, with its version where one can act on it."""
         return Response(self.get_serializer(row).data, status=code, headers=version_of(row))
+
+    def asked(
+        self, request: Request, pk: int, permission: str, body_class: type[StrictSerializer] = ReasonSerializer
+    ) -> tuple[M, dict[str, Any], dict[str, Any]]:
+        """The row that the caller asks to have acted on; what the body says; and for the service who acts, why, and on
+        which versions of the row. The body is read with ``row`` in its context.
+
+        Raises ``Http404``, ``PermissionDenied`` and ``ValidationError``, in this order.
+        """
+        row = get_object_or_404(self.get_queryset(), pk=pk)
+        access.demand(request.user, permission)
+        body = body_class(data=request.data, context={"row": row})
+        body.is_valid(raise_exception=True)
+        said = body.validated_data
+        by = {
+            "actor": f"user:{request.user.get_username()}",
+            "reason": said["reason"],
+            "if_version": expected(request),
+        }
+        return row, said, by
+
+    def answer_anew(self, pk: int) -> Response:
+        """The row as it is now."""
+        return self.answer(self.get_queryset().get(pk=pk))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from django.db.models import QuerySet
-from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -12,12 +11,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from marketplace import throttle
-from marketplace.api import access, examples, filters
+from marketplace.api import examples, filters
 from marketplace.api.problems import CONTENT_TYPE
 from marketplace.api.rows import RowsAndDetails
 from marketplace.api.schema import problem
 from marketplace.api.shown import WORK, HistorySerializer, ReasonSerializer, Shown, history
-from marketplace.api.versions import expected
 from marketplace.api.why import WhySerializer
 from marketplace.explain import transfers as explanations
 from marketplace.models import SellerTransfer, TransferReversal
@@ -239,18 +237,10 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
     )
     @action(detail=True, methods=["post"], url_path="stripe-id")
     def stripe_id(self, request: Request, pk: int) -> Response:
-        transfer = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, "marketplace.retry_sellertransfer")
-        body = StripeTransferIdSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        transfers.enter_transfer_id(
-            transfer_id=transfer.pk,
-            if_version=expected(request),
-            found=transfers.look_up(body.validated_data["stripe_transfer_id"], throttle.gateway()),
-            actor=f"user:{request.user.get_username()}",
-            reason=body.validated_data["reason"],
-        )
-        return self.answer(self.get_queryset().get(pk=pk))
+        transfer, said, by = self.asked(request, pk, "marketplace.retry_sellertransfer", StripeTransferIdSerializer)
+        found = transfers.look_up(said["stripe_transfer_id"], throttle.gateway())
+        transfers.enter_transfer_id(transfer_id=transfer.pk, found=found, **by)
+        return self.answer_anew(pk)
 
     @extend_schema(
         summary="Decline to pay a seller again",
@@ -276,14 +266,6 @@ class TransferViewSet(RowsAndDetails[SellerTransfer]):
         return self._act(request, pk, "decline_sellertransfer", give_backs.decline)
 
     def _act(self, request: Request, pk: int, permission: str, act: Callable[..., SellerTransfer]) -> Response:
-        transfer = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, f"marketplace.{permission}")
-        body = ReasonSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        act(
-            transfer_id=transfer.pk,
-            if_version=expected(request),
-            actor=f"user:{request.user.get_username()}",
-            reason=body.validated_data["reason"],
-        )
-        return self.answer(self.get_queryset().get(pk=pk))
+        transfer, _said, by = self.asked(request, pk, f"marketplace.{permission}")
+        act(transfer_id=transfer.pk, **by)
+        return self.answer_anew(pk)

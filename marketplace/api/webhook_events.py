@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import OpenApiExample, extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -15,7 +14,6 @@ from marketplace.api.problems import CONTENT_TYPE
 from marketplace.api.rows import RowsAndDetails
 from marketplace.api.schema import problem
 from marketplace.api.shown import WORK, HistorySerializer, ReasonSerializer, Shown, history
-from marketplace.api.versions import expected
 from marketplace.models import WebhookEvent
 from marketplace.money import LARGEST_AMOUNT
 from marketplace.states import EventStatus
@@ -115,17 +113,9 @@ class WebhookEventViewSet(RowsAndDetails[WebhookEvent]):
     )
     @action(detail=True, methods=["post"])
     def replay(self, request: Request, pk: int) -> Response:
-        event = get_object_or_404(self.get_queryset(), pk=pk)
-        access.demand(request.user, "marketplace.replay_webhookevent")
-        body = ReasonSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        inbox.replay(
-            event_id=event.pk,
-            if_version=expected(request),
-            actor=f"user:{request.user.get_username()}",
-            reason=body.validated_data["reason"],
-        )
-        return self.answer(self.get_queryset().get(pk=pk))
+        event, _said, by = self.asked(request, pk, "marketplace.replay_webhookevent")
+        inbox.replay(event_id=event.pk, **by)
+        return self.answer_anew(pk)
 
     @extend_schema(
         operation_id="webhook_events_replay_by_type",
