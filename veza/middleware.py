@@ -18,7 +18,7 @@ def request_ids(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
     """``X-Request-ID`` in, or one of our own; in all log lines and rows of the request, and out."""
 
     def respond(request: HttpRequest) -> HttpResponse:
-        request_id = correlation.of_request(request.headers.get("X-Request-ID", ""))
+        request_id = correlation.of_request(request.META.get("HTTP_X_REQUEST_ID", ""))
         with correlation.bound(request_id), tracing.span("request", method=request.method or "", id=request_id):
             response = get_response(request)
             tracing.note(route=_route(request), status=response.status_code)

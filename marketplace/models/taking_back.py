@@ -4,6 +4,7 @@ Each in a statement of its own, so that it sees what others committed while we w
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from django.db import models
 
@@ -52,18 +53,18 @@ _PAID = "FROM marketplace_order AS paid WHERE {by} AND status <> 'pending'"
 _OF_PAID = f"SELECT nextval('marketplace_refund_id_seq'), {_IS_DISPUTED} {_PAID}"
 
 
+@cache
+def _questions(by: str) -> tuple[str, ...]:
+    order = f"{_ORDER} WHERE {by} FOR NO KEY UPDATE"
+    return order, *(sql.format(by=by) for sql in (_REFUNDS, _TRANSFERS, _REVERSALS, _OF_PAID))
+
+
 def found(by: str, named: str | int) -> Found | None:
     """The order that a payment intent, charge or refund of Stripe belongs to, with what was taken back of it; order,
     refunds and transfers locked until the transaction ends, and by the order's lock its disputes. None where there is
     no such order.
     """
-    orders, refunds, transfers, reversals, paid = together.ask(
-        (f"{_ORDER} WHERE {by} FOR NO KEY UPDATE", [named]),
-        (_REFUNDS.format(by=by), [named]),
-        (_TRANSFERS.format(by=by), [named]),
-        (_REVERSALS.format(by=by), [named]),
-        (_OF_PAID.format(by=by), [named]),
-    )
+    orders, refunds, transfers, reversals, paid = together.ask(*((sql, [named]) for sql in _questions(by)))
     if not orders:
         return None
     next_refund_id, is_disputed = paid[0] if paid else (None, False)

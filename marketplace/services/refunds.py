@@ -73,6 +73,8 @@ RANK = {
         )
     )
 }
+# Requested is a word of ours, for what Stripe has not answered yet.
+AT_STRIPE = {str(status): status for status in RefundStatus if status != RefundStatus.REQUESTED}
 GIVEN_UP = clawback.NOT_REFUNDED
 
 
@@ -496,10 +498,10 @@ def _parts(found: taking_back.Found, loss: Loss) -> dict[str, Any]:
 
 
 def _status(facts: RefundFacts) -> RefundStatus:
-    # The first is a word of ours, for what Stripe has not answered yet.
-    if facts.status != RefundStatus.REQUESTED and facts.status in RefundStatus.values:
-        return RefundStatus(facts.status)
-    raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}")
+    status = AT_STRIPE.get(facts.status)
+    if status is None:
+        raise MalformedEvent(f"refund {facts.stripe_refund_id} has the unknown status {facts.status!r}")
+    return status
 
 
 def _locked(facts: RefundFacts) -> taking_back.Found:
