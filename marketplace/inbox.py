@@ -80,7 +80,7 @@ def _receive(event: IncomingEvent) -> WebhookEvent:
     then it is done step by step, so that the error stays with the event.
     """
     try:
-        with transaction.atomic(durable=True), together.written_together():
+        with together.committed_together():
             return _apply_straight(_store(event, outcome=_expected(event), text=event.text))
     except (AlreadyThere, *DATABASE_TROUBLE):
         raise

@@ -141,11 +141,13 @@ class Lifecycle(models.Model):
             if changed != 1:
                 raise StaleTransition(f"{self._meta.verbose_name} {self.pk} is no longer {before}, or no longer ours")
 
+        sql = f"UPDATE {self._meta.db_table} SET {assignments} WHERE {condition}"  # noqa: S608 - names of our own
         together.write(
-            f"UPDATE {self._meta.db_table} SET {assignments} WHERE {condition}",  # noqa: S608 - names of our own
+            sql,
             [*chain.from_iterable(values for _, values in assigned), *params],
             context={"actor": actor, "reason": reason, "attempt": attempt},
             written=written,
+            with_commit=f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM changed",  # noqa: S608
         )
         for name, value in {**fields, "updated_at": Now()}.items():
             if hasattr(value, "resolve_expression"):
@@ -184,12 +186,16 @@ class Lifecycle(models.Model):
             self.pk, self._state.adding, self._state.db = rows[0][0], False, DEFAULT_DB_ALIAS
 
         once = f"ON CONFLICT ({once_by}) DO NOTHING" if once_by else ""
-        together.write(
+        sql = (
             f"INSERT INTO {self._meta.db_table} ({', '.join(columns)})"  # noqa: S608 - names of our own
-            f" VALUES ({', '.join(placeholders)}) {once} RETURNING id",
+            f" VALUES ({', '.join(placeholders)}) {once} RETURNING id"
+        )
+        together.write(
+            sql,
             params,
             context={"actor": actor, "reason": reason, "attempt": None} if self.TELLS_OF_CREATION else None,
             written=written,
+            with_commit=None if once_by else sql,
         )
 
     def tell(self, label: str, *, actor: str, reason: str) -> None:

@@ -11,8 +11,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import psycopg
-from django.db import connections
+from django.db import DataError, connections, transaction
 from psycopg.pq import Format, TransactionStatus
+
+from marketplace.errors import StaleTransition
 
 Rows = list[tuple[Any, ...]]
 # Gets the number of rows that the statement wrote, and what it returned.
@@ -27,28 +29,54 @@ _CONTEXT = "SET LOCAL pghistory.context_metadata = %s"
 
 class _Statements:
     def __init__(self) -> None:
+        self._begins = False
+        self._forget()
+
+    def _forget(self) -> None:
         self._sql: list[str] = []
+        # What takes its place in a message that commits too; None where nothing can.
+        self._sql_with_commit: list[str | None] = []
         self._params: list[Any] = []
         # One for each result.
         self._written: list[Written | None] = []
         self._context = ""
 
     def add(self, sql: str, params: Sequence[Any], written: Written | None = None) -> None:
+        self._add(sql, sql, params, written)
+
+    def _add(self, sql: str, with_commit: str | None, params: Sequence[Any], written: Written | None) -> None:
         self._sql.append(sql)
+        self._sql_with_commit.append(with_commit)
         self._params += params
         self._written.append(written)
 
-    def add_write(self, sql: str, params: Sequence[Any], *, context: dict[str, Any] | None, written: Written) -> None:
+    def add_write(
+        self,
+        sql: str,
+        params: Sequence[Any],
+        *,
+        context: dict[str, Any] | None,
+        written: Written,
+        with_commit: str | None,
+    ) -> None:
         if context is not None and (described := json.dumps(context)) != self._context:
             self.add(_CONTEXT, [described])
             self._context = described
-        self.add(sql, params, written)
+        self._add(sql, with_commit, params, written)
+
+    def send_and_commit(self) -> None:
+        """In one message, if this began the transaction. Else whoever began it commits."""
+        with_commit = [sql for sql in self._sql_with_commit if sql is not None]
+        if self._begins and len(with_commit) == len(self._sql):
+            self._sql = with_commit
+            self.add("COMMIT", [])
+        self.send()
 
     def send(self) -> None:
         if not self._sql:
             return
         sql, params, expected = "; ".join(self._sql), self._params, self._written
-        self.__init__()  # type: ignore[misc]
+        self._forget()
         connection = connections["default"]
         # Past all wrappers: pghistory's would read the results before us, our own block's would send again.
         wrappers, connection.execute_wrappers = connection.execute_wrappers, []
@@ -57,6 +85,7 @@ class _Statements:
                 results = cursor.cursor
                 results.adapters.register_loader("timestamptz", TIMESTAMPTZ_LOADER)
                 if begins := _takes_begin_over(connection.connection):
+                    self._begins = True
                     sql = f"BEGIN; {sql}"
                 cursor.execute(sql, params)
                 if begins:
@@ -94,6 +123,32 @@ def written_together() -> Iterator[None]:
     if _waiting.get() is not None:
         yield
         return
+    with _collecting() as statements:
+        yield
+        statements.send()
+
+
+@contextmanager
+def committed_together() -> Iterator[None]:
+    """A transaction, as ``atomic(durable=True)``, and what is written in it as by ``written_together``: its last writes
+    go with its COMMIT, in one message.
+
+    Raises:
+        StaleTransition: a row of those was moved by somebody first; nothing of the transaction was written.
+
+    """
+    with transaction.atomic(durable=True), _collecting() as statements:
+        yield
+        try:
+            statements.send_and_commit()
+        except DataError as error:
+            if isinstance(error.__cause__, psycopg.errors.DivisionByZero):
+                raise StaleTransition("one of the rows was moved first, or is no longer ours") from error
+            raise
+
+
+@contextmanager
+def _collecting() -> Iterator[_Statements]:
     statements = _Statements()
 
     def send_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:  # noqa: FBT001 - Django's
@@ -103,17 +158,27 @@ def written_together() -> Iterator[None]:
     token = _waiting.set(statements)
     try:
         with connections["default"].execute_wrapper(send_first):
-            yield
-        statements.send()
+            yield statements
     finally:
         _waiting.reset(token)
 
 
-def write(sql: str, params: Sequence[Any], *, context: dict[str, Any] | None, written: Written) -> None:
-    """One write, now or with what waits; ``context`` is for the history, None where it tells nothing of this."""
+def write(
+    sql: str,
+    params: Sequence[Any],
+    *,
+    context: dict[str, Any] | None,
+    written: Written,
+    with_commit: str | None,
+) -> None:
+    """One write, now or with what waits; ``context`` is for the history, None where it tells nothing of this.
+
+    ``with_commit``: the same for a message that commits too. There ``written`` is called too late to take anything
+    back, so the statement itself fails, by a division by zero, where ``written`` would raise; None if it cannot.
+    """
     waiting = _waiting.get()
     statements = waiting or _Statements()
-    statements.add_write(sql, params, context=context, written=written)
+    statements.add_write(sql, params, context=context, written=written, with_commit=with_commit)
     if waiting is None:
         statements.send()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import DataError, connection, transaction
+from django.db import DataError, IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from psycopg.pq import TransactionStatus
@@ -13,7 +13,7 @@ from pytest_django import DjangoAssertNumQueries
 
 from marketplace.errors import AlreadyThere, StaleTransition
 from marketplace.models import Order, Refund, SellerTransfer, WebhookEvent, lifecycle, together
-from marketplace.models.together import written_together
+from marketplace.models.together import committed_together, written_together
 from marketplace.states import RefundStatus, TransferStatus
 from tests.factories import OrderFactory, SellerTransferFactory, WebhookEventFactory
 
@@ -215,3 +215,140 @@ def test_a_level_that_was_asked_for_is_psycopgs_to_name() -> None:
     finally:
         connection.connection.isolation_level = None
     assert level == ("serializable",)
+
+
+# --- Committed together ----------------------------------------------------------------------------------------------
+
+
+def messages_of(act: Callable[[], Any]) -> list[str]:
+    """Without what Django notes of a transaction's begin and end, where no message is sent for it."""
+    with CaptureQueriesContext(connection) as captured:
+        act()
+    return [query["sql"] for query in captured.captured_queries if query["sql"] not in {"BEGIN", "COMMIT"}]
+
+
+def is_idle() -> bool:
+    assert connection.connection is not None
+    return bool(connection.connection.pgconn.transaction_status == TransactionStatus.IDLE)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_writes_of_a_transaction_go_with_its_commit() -> None:
+    rows = [SellerTransferFactory(reversal_pending=True) for _ in range(2)]
+
+    def act() -> None:
+        with committed_together():
+            together.ask(("SELECT 1", []))
+            for row in rows:
+                give_up(row)
+            assert not is_idle()
+
+    first, last = messages_of(act)
+    assert first.startswith("BEGIN; SELECT 1")
+    assert last.endswith("; COMMIT")
+    assert is_idle()
+    assert {stored(row) for row in rows} == {"permanently_failed"}
+    assert [row.history.latest("pgh_id").pgh_context["actor"] for row in rows] == ["tester", "tester"]
+    # And the next transaction is as any other.
+    with transaction.atomic():
+        SellerTransfer.objects.update(retry_count=7)
+        transaction.set_rollback(True)
+    assert {row.retry_count for row in SellerTransfer.objects.all()} == {0}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_row_that_somebody_moved_first_is_stale_before_the_commit() -> None:
+    first, second = SellerTransferFactory(reversal_pending=True), SellerTransferFactory(reversal_pending=True)
+    give_up(SellerTransfer.objects.get(pk=second.pk))
+
+    @committed_together()
+    def both() -> None:
+        together.ask((f"UPDATE {first._meta.db_table} SET retry_count = 7 RETURNING id", []))  # noqa: S608
+        give_up(first)
+        give_up(second)
+
+    with pytest.raises(StaleTransition, match="moved first"):
+        both()
+    first.refresh_from_db()
+    assert (first.status, first.retry_count) == ("reversal_pending", 0)
+    assert is_idle()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_can_only_be_looked_at_afterwards_is_not_sent_with_the_commit() -> None:
+    known = WebhookEventFactory()
+    row = SellerTransferFactory(reversal_pending=True)
+    twin = WebhookEvent.new(
+        stripe_event_id=known.stripe_event_id, type="x", stripe_created_at=known.stripe_created_at, payload={}
+    )
+
+    @committed_together()
+    def act() -> None:
+        together.ask(("SELECT 1", []))
+        give_up(row)
+        twin.add(**BY, once_by="stripe_event_id")
+
+    with pytest.raises(AlreadyThere):
+        act()
+    assert stored(row) == "reversal_pending"
+    assert is_idle()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("odd", "error"),
+    [({"amount": -1}, IntegrityError), ({"currency": "euro"}, DataError)],
+    ids=["a constraint", "too long a value"],
+)
+def test_an_error_of_the_last_writes_is_told_as_it_is_and_nothing_is_committed(
+    odd: dict[str, Any], error: type[Exception]
+) -> None:
+    row, refund = SellerTransferFactory(reversal_pending=True), new_refund(OrderFactory(paid=True))
+    vars(refund).update(odd)
+
+    @committed_together()
+    def act() -> None:
+        together.ask(("SELECT 1", []))
+        give_up(row)
+        refund.add(**BY)
+
+    with pytest.raises(error):
+        act()
+    assert stored(row) == "reversal_pending"
+    assert not Refund.objects.filter(stripe_refund_id=refund.stripe_refund_id).exists()
+    assert is_idle()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_whose_last_message_only_asked_is_committed_all_the_same() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    with committed_together():
+        together.ask((f"UPDATE {row._meta.db_table} SET retry_count = 7 RETURNING id", []))  # noqa: S608
+    row.refresh_from_db()
+    assert row.retry_count == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_that_others_began_is_theirs_to_commit() -> None:
+    """As psycopg's with a level of its own."""
+    row = SellerTransferFactory(reversal_pending=True)
+    connection.ensure_connection()
+    connection.connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+    def act() -> None:
+        with committed_together():
+            give_up(row)
+
+    try:
+        assert not any("COMMIT" in sent for sent in messages_of(act))
+    finally:
+        connection.connection.isolation_level = None
+    assert stored(row) == "permanently_failed"
+
+
+def test_within_a_test_s_own_transaction_nothing_is_committed() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+    with committed_together():
+        together.ask(("SELECT 1", []))
+        give_up(row)
+    assert not is_idle()
