@@ -55,7 +55,7 @@ def messages(act: Callable[[], Any]) -> list[str]:
     if sent[1].startswith("BEGIN; "):
         # What Django notes when a transaction begins goes with what is sent first.
         assert sent.pop(0) == "BEGIN"
-    if sent[-2].endswith("; COMMIT"):
+    if sent[-2].endswith("COMMIT"):
         # And what it notes at the end, with what is sent last.
         assert sent.pop() == "COMMIT"
     return sent
