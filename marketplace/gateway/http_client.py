@@ -12,7 +12,7 @@ import urllib3
 from requests.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from marketplace import deadline, tracing
+from marketplace import deadline, slots, tracing
 from marketplace.errors import NotNow
 from marketplace.gateway.contract import Gate
 from marketplace.metrics import STRIPE_REQUEST_SECONDS
@@ -114,17 +114,8 @@ class GatedClient(stripe.HTTPClient):
     ) -> Any:
         endpoint = endpoint_of(method, url)
         turn = Turn(gate=self._gate, endpoint=endpoint, has_effect=method.upper() == "POST")
-        turn.wait()
-        token = _turn.set(turn)
-        try:
-            with tracing.span(f"Stripe {endpoint}"), STRIPE_REQUEST_SECONDS.labels(endpoint=endpoint).time():
-                answer = self._send(method.upper(), url, body=post_data, headers=headers, redirect=False)
-                tracing.note(status=answer.status, request_id=answer.headers.get("Request-Id", ""))
-        except urllib3.exceptions.HTTPError as error:
-            said = redact(f"{type(error).__name__}: {error}")
-            raise stripe.APIConnectionError(said) from error  # type: ignore[no-untyped-call]
-        finally:
-            _turn.reset(token)
+        with slots.taken():
+            answer = self._in_turn(turn, method.upper(), url, headers=headers, body=post_data)
         if answer.status == 429 and self._gate is not None:
             # Without a reason it is no limiter, most likely lock_timeout (docs.stripe.com/rate-limits).
             reason = answer.headers.get(RATE_LIMITED_REASON, "") or (
@@ -133,6 +124,20 @@ class GatedClient(stripe.HTTPClient):
             if reason:
                 self._gate.limited(endpoint, reason)
         return answer.data, answer.status, answer.headers
+
+    def _in_turn(self, turn: Turn, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        turn.wait()
+        token = _turn.set(turn)
+        try:
+            with tracing.span(f"Stripe {turn.endpoint}"), STRIPE_REQUEST_SECONDS.labels(endpoint=turn.endpoint).time():
+                answer = self._send(method, url, redirect=False, **options)
+                tracing.note(status=answer.status, request_id=answer.headers.get("Request-Id", ""))
+        except urllib3.exceptions.HTTPError as error:
+            said = redact(f"{type(error).__name__}: {error}")
+            raise stripe.APIConnectionError(said) from error  # type: ignore[no-untyped-call]
+        finally:
+            _turn.reset(token)
+        return answer
 
     def _send(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
         if not self._address:

@@ -27,9 +27,9 @@ from marketplace import deadline, tracing
 from marketplace.errors import DATABASE_TROUBLE, StaleTransition, StripeDenied
 from marketplace.metrics import CLAIMED, LATE_SETTLES, POISON, RELEASED
 from marketplace.services import leases
+from marketplace.slots import CallSlots
 from marketplace.workers.heartbeat import Heartbeat
 from marketplace.workers.listener import Listener
-from marketplace.workers.slots import CallSlots
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")

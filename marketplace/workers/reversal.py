@@ -35,12 +35,12 @@ from marketplace.models import (
 )
 from marketplace.services import clawback, leases, notices, outcomes, refunds, reversals
 from marketplace.services.reversals import Claimed, NoLongerOwed, ReversalAnswer
+from marketplace.slots import CallSlots
 from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.bulk_retries import BulkRetryQueue
 from marketplace.workers.figures import FigureQueue
 from marketplace.workers.loop import Queue, Worker, persistently
 from marketplace.workers.notices import NoticeQueue
-from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
 logger = structlog.get_logger(__name__)

@@ -15,8 +15,8 @@ from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import Denied, TransferGateway
 from marketplace.metrics import ANSWERS, SETTLE_SECONDS
 from marketplace.services import leases, outcomes
+from marketplace.slots import CallSlots, Stopped
 from marketplace.workers.loop import SETTLING_SECONDS, elapsed_ms, identity, persistently
-from marketplace.workers.slots import CallSlots, Stopped
 
 logger = structlog.get_logger(__name__)
 
@@ -135,7 +135,7 @@ class StripeQueue(ABC, Generic[R, A]):
     def _attempt(self, claimed: R) -> bool:
         """Ask, and write the answer down. Whether it says of Stripe that it works, or that it does not."""
         started = time.monotonic()
-        with self._slots.taken():
+        with self._slots.used():
             answer = self._ask(claimed)
         said = type(answer).__name__
         ANSWERS.labels(work=self.name, answer=said).inc()

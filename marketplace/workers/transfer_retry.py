@@ -9,8 +9,8 @@ from django.conf import settings
 from marketplace.gateway.contract import CreateTransferAnswer, TransferCreated, TransferGateway, TransfersListed
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
 from marketplace.services import outcomes, transfers
+from marketplace.slots import CallSlots
 from marketplace.workers.loop import Worker
-from marketplace.workers.slots import CallSlots
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
 

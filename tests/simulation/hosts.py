@@ -11,9 +11,9 @@ from unittest.mock import patch
 from django.conf import settings
 from django.db import connection
 
-from marketplace import throttle
+from marketplace import slots, throttle
 from marketplace.errors import DATABASE_TROUBLE
-from marketplace.workers import loop, reversal, slots, transfer_retry
+from marketplace.workers import loop, reversal, transfer_retry
 from tests.simulation.scheduler import Host, Scheduler, Task, current
 
 KINDS: dict[str, Any] = {"reversal": reversal.worker, "transfer": transfer_retry.worker}
