@@ -4,6 +4,7 @@ The transfer's row is the work that a worker claims; the oldest open ``TransferR
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
@@ -17,7 +18,7 @@ from django.db.models.functions import Coalesce, Now
 
 from marketplace import throttle
 from marketplace.backoff import RetryPolicy
-from marketplace.errors import NotAllowedNow, Unwanted
+from marketplace.errors import DATABASE_TROUBLE, NotAllowedNow, StaleTransition, Unwanted
 from marketplace.gateway.contract import (
     REVERSAL_GIVEN_UP,
     AlreadyReversed,
@@ -35,6 +36,7 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
+from marketplace.metrics import POISON
 from marketplace.models import (
     REVERSING_CHANNEL,
     Dispute,
@@ -283,8 +285,9 @@ def claim(
     for claimed_at, *values in rows:
         transfer = SellerTransfer.read(values[:_OWED_AT])
         owed = values[_OWED_AT:_OWED_UNTIL]
-        reversal = _owed_without_mark(transfer) if owed[0] is None else TransferReversal.read(owed)
-        claimed.append(Claimed(transfer=transfer, reversal=reversal, claimed_at=claimed_at, is_probe=past_breaker))
+        reversal = _owed_or_set_aside(transfer) if owed[0] is None else TransferReversal.read(owed)
+        if reversal is not None:
+            claimed.append(Claimed(transfer=transfer, reversal=reversal, claimed_at=claimed_at, is_probe=past_breaker))
     return claimed
 
 
@@ -324,6 +327,33 @@ _CLAIM_WITH_TURN = f"""
     FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id LEFT JOIN turn ON true
     ORDER BY claimed.next_retry_at, claimed.id
 """  # noqa: S608 - the same
+
+
+def _owed_or_set_aside(transfer: SellerTransfer) -> TransferReversal | None:
+    """As ``_owed_without_mark``. None where the lease was lost meanwhile, or where the row cannot be as it is: that one
+    is a person's, and the others of the batch are worked on.
+    """
+    try:
+        return _owed_without_mark(transfer)
+    except StaleTransition:
+        return None
+    except DATABASE_TROUBLE:
+        raise
+    except Exception as exception:
+        POISON.labels(work=WORK).inc()
+        logger.exception("unexpected_error", work=WORK, transfer=transfer.pk)
+        error = outcomes.error("unexpected_error", f"{type(exception).__name__}: {exception}")
+        with suppress(StaleTransition), transaction.atomic(durable=True):
+            leases.held(SellerTransfer, transfer.pk, transfer.lease_token).transition(
+                TransferStatus.PERMANENTLY_FAILED,
+                reason=f"{error['last_error_code']}: {error['last_error_message']}",
+                actor="reversal worker",
+                next_retry_at=None,
+                failed_leg=SellerTransfer.Leg.REVERSING,
+                **leases.RELEASED,
+                **error,
+            )
+        return None
 
 
 def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:

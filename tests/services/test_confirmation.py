@@ -10,13 +10,15 @@ from uuid import uuid4
 import pgtrigger
 import psycopg
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
+from django.db.models.functions import Now
+from structlog.testing import capture_logs
 
 from marketplace import throttle
 from marketplace.errors import StaleTransition
 from marketplace.gateway.contract import REVERSE_ENDPOINT, ReversalFacts, Reversed
 from marketplace.models import CircuitBreaker, SellerTransfer, TransferReversal, confirmation
-from marketplace.services import leases, reversals
+from marketplace.services import leases, reversals, transfers
 from marketplace.services.reversals import Claimed
 from marketplace.states import ReversalStatus, TransferStatus
 from tests.conftest import plain_parameters
@@ -309,6 +311,57 @@ def test_a_claim_that_saw_no_reversal_looks_again_before_it_makes_one() -> None:
     found = reversals._owed_without_mark(row)
     assert (found.pk, found.first_attempted_at is not None, found.look_first) == (owed.pk, True, False)
     assert TransferReversal.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_a_row_that_cannot_be_is_set_aside_and_the_others_of_its_batch_are_claimed() -> None:
+    """Somebody moved it to ``reversal_pending`` by SQL: it ended the worker, and the next one, and so on."""
+    broken = SellerTransferFactory(permanently_failed=True)
+    SellerTransfer.objects.filter(pk=broken.pk).update(status="reversal_pending", next_retry_at=Now())
+    other = SellerTransferFactory(reversal_pending=True)
+    with capture_logs() as logs:
+        claimed = reversals.claim(batch_size=9, lease=LEASE)
+    assert [each.transfer.pk for each in claimed] == [other.pk]
+    broken.refresh_from_db()
+    assert (broken.status, broken.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "unexpected_error")
+    assert "would owe more than it was" in broken.last_error_message
+    assert (broken.failed_leg, broken.next_retry_at, broken.lease_token) == ("reversing", None, None)
+    assert [entry["transfer"] for entry in logs if entry["event"] == "unexpected_error"] == [broken.pk]
+    transfers.retry(transfer_id=broken.pk, actor="user:olga", reason="so it was meant")
+    (again,) = reversals.claim(batch_size=9, lease=LEASE)
+    assert again.reversal == broken.reversals.get()
+
+
+@pytest.mark.django_db
+def test_a_row_whose_lease_was_lost_while_it_was_claimed_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, other = (
+        SellerTransferFactory(reversal_pending=True, reversal=False),
+        SellerTransferFactory(reversal_pending=True),
+    )
+    held = leases.held
+
+    def lose(model: Any, pk: int, token: Any) -> Any:
+        SellerTransfer.objects.filter(pk=pk).update(lease_token=uuid4())
+        return held(model, pk, token)
+
+    monkeypatch.setattr(leases, "held", lose)
+    assert [each.transfer.pk for each in reversals.claim(batch_size=9, lease=LEASE)] == [other.pk]
+    assert (lost.reversals.count(), SellerTransfer.objects.get(pk=lost.pk).status) == (0, "reversal_pending")
+
+
+@pytest.mark.django_db
+def test_a_claim_during_which_the_database_goes_away_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, reversal=False)
+
+    def away(*_: Any) -> None:
+        raise OperationalError("the connection is closed")
+
+    monkeypatch.setattr(leases, "held", away)
+    with pytest.raises(OperationalError), capture_logs() as logs:
+        reversals.claim(batch_size=9, lease=LEASE)
+    assert [entry["event"] for entry in logs] == []
+    transfer.refresh_from_db()
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.REVERSAL_PENDING, "")
 
 
 @pytest.mark.django_db
