@@ -350,7 +350,8 @@ class Refused(_Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerError(_Failure):
-    """500, or 400 ``idempotency_error``: the outcome is unknown, and the same key learns nothing new: look.
+    """500 of Stripe's own, or 400 ``idempotency_error``: the outcome is unknown, and the same key learns nothing new:
+    look.
 
     ``is_outage``: Stripe was not able to answer, which may be so for everyone.
     """
@@ -360,7 +361,8 @@ class ServerError(_Failure):
 
 @dataclass(frozen=True, kw_only=True)
 class Unknown(_Failure):
-    """No answer, 502, 503, 504, 424, or one that cannot be read: it may have happened. The same key tells.
+    """No answer, 502, 503, 504, 424, or one that cannot be read or is not Stripe's: it may have happened. The same key
+    tells.
 
     ``is_outage`` as for ``ServerError``.
     """

@@ -473,7 +473,7 @@ def _failure(error: stripe.StripeError) -> Failure:
             return Busy(**described)
         case 424:
             return Unknown(**described)
-        case 500:
+        case 500 if kind:
             return ServerError(**described)
         case int() if 400 <= status < 500 and kind:
             if code == "rate_limit":
@@ -485,7 +485,7 @@ def _failure(error: stripe.StripeError) -> Failure:
                 return InsufficientFunds(**described)
             return Refused(**described, code=code or kind)
         case _:
-            # No answer, another 5xx, or a body that is not Stripe's: a success that cannot be read, a proxy's refusal.
+            # No answer, another 5xx, or a body that is not Stripe's: unreadable, or a proxy's no, or its 500.
             return Unknown(**described)
 
 
