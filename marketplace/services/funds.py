@@ -147,7 +147,7 @@ def arrived(seller: Seller, available: Mapping[str, int], *, seen_at: datetime) 
 
 
 def next_in_line(transfer: SellerTransfer) -> None:
-    """A reversal that had waited succeeded: the one that waits for the longest now is due, if it is not already.
+    """A reversal that had waited is done with: the one that waits for the longest now is due, if it is not already.
 
     Part of the settling transaction, which holds ``transfer``: so a row that somebody else holds is left to the checks.
     """

@@ -578,38 +578,33 @@ class _Settlement:
             self._follow_pending(facts)
 
     def _succeed(self, facts: ReversalFacts) -> None:
-        reason = _confirmed(facts)
-        had_waited = self.reversal.waiting_for_funds_since is not None
-        self.reversal.transition(
+        self._end(
             ReversalStatus.SUCCEEDED,
-            reason=reason,
-            actor=self.actor,
+            _confirmed(facts),
+            amount_reversed=self.transfer.amount_reversed + facts.amount,
+            newest=facts.stripe_reversal_id,
             attempt=self.transfer.retry_count + 1,
             stripe_reversal_id=facts.stripe_reversal_id,
             stripe_status=facts.status,
-            waiting_for_funds_since=None,
-            unwanted_amount=0,
         )
-        self._conclude(
-            amount_reversed=self.transfer.amount_reversed + facts.amount,
-            stripe_reversal_id=facts.stripe_reversal_id,
-            reason=reason,
-        )
-        if had_waited:
-            funds.next_in_line(self.transfer)
 
     def no_longer_owed(self) -> None:
         """It was not wanted any more, and is not at Stripe. What of it is owed still is owed anew by levelling."""
-        self._cancel("no longer owed, and not at Stripe")
+        self._end(ReversalStatus.CANCELED, "no longer owed, and not at Stripe")
 
-    def _cancel(self, reason: str, to: ReversalStatus = ReversalStatus.CANCELED, **fields: Any) -> None:
+    def _end(
+        self, to: ReversalStatus, reason: str, *, amount_reversed: int | None = None, newest: str = "", **fields: Any
+    ) -> None:
+        """The reversal is done with, and so is its place in the seller's line. Of the transfer is reversed what was, by
+        the ``newest`` of its reversals, unless said otherwise.
+        """
         had_waited = self.reversal.waiting_for_funds_since is not None
         self.reversal.transition(
             to, reason=reason, actor=self.actor, unwanted_amount=0, waiting_for_funds_since=None, **fields
         )
         self._conclude(
-            amount_reversed=self.transfer.amount_reversed,
-            stripe_reversal_id=self.transfer.stripe_reversal_id,
+            amount_reversed=self.transfer.amount_reversed if amount_reversed is None else amount_reversed,
+            stripe_reversal_id=newest or self.transfer.stripe_reversal_id,
             reason=reason,
         )
         if had_waited:
@@ -656,7 +651,7 @@ class _Settlement:
         old = self.reversal
         proof: dict[str, Any] = {"stripe_reversal_id": facts.stripe_reversal_id, "stripe_status": facts.status}
         if old.unwanted_amount:
-            self._cancel(reason, to=ReversalStatus.FAILED, **proof)
+            self._end(ReversalStatus.FAILED, reason, **proof)
             return
         old.transition(ReversalStatus.FAILED, reason=reason, actor=self.actor, **proof)
         replacement = create(
@@ -695,8 +690,7 @@ class _Settlement:
         )
         if taken == self.transfer.amount:
             reason = f"already reversed at Stripe by {newest}"
-            self.reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor, unwanted_amount=0)
-            self._conclude(amount_reversed=taken, stripe_reversal_id=newest, reason=reason)
+            self._end(ReversalStatus.CANCELED, reason, amount_reversed=taken, newest=newest)
         else:
             message = f"{self.transfer.amount - taken} is left at Stripe, {self.reversal.amount} is owed"
             self.refused(

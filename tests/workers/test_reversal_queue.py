@@ -174,6 +174,29 @@ def test_a_transfer_reversed_by_others_is_reversed_with_their_proof_and_a_warnin
     assert theirs["id"] in warning["reversals"]
 
 
+def test_who_waits_behind_one_that_others_reversed_is_next_in_line(
+    at_stripe: Make, run_reversals: Run, simulator: Any
+) -> None:
+    """Nobody was woken before the next look at the balance."""
+    head, behind = at_stripe(1000), at_stripe(2000)
+    SellerTransfer.objects.filter(pk=behind.pk).update(seller=head.seller)
+    for transfer in (head, behind):
+        owed(transfer, waiting_for_funds_since=Now(), look_first=True)
+    waiting = SellerTransfer.objects.filter(pk__in=[head.pk, behind.pk])
+    waiting.update(last_error_code="insufficient_funds", next_retry_at=Now() + timedelta(hours=1))
+    simulator.create_reversal(head.stripe_transfer_id)
+    due_again(head)
+    (claimed,) = reversals.claim(batch_size=9, lease=LEASE)
+    assert claimed.transfer == head
+    leases.release(SellerTransfer, head.pk, claimed.transfer.lease_token)
+    run_reversals()
+    head.refresh_from_db()
+    behind.refresh_from_db()
+    assert (head.status, behind.status) == (TransferStatus.REVERSED, TransferStatus.REVERSED)
+    ended = head.reversals.get(cause=TransferReversal.Cause.REFUND)
+    assert (ended.status, ended.waiting_for_funds_since) == (ReversalStatus.CANCELED, None)
+
+
 def test_our_own_reversal_found_after_a_refusal_is_adopted(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
     transfer = at_stripe()
     operation_id = str(only_reversal(transfer).operation_id)
