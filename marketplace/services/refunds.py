@@ -15,6 +15,7 @@ from django.db import IntegrityError, OperationalError, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
 
+from marketplace import deadline
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import (
     ConflictingFacts,
@@ -271,8 +272,11 @@ def planned(order: Order, amount: int, chosen: Sequence[RefundItem] = ()) -> Pla
 def send(refund: Refund, gateway: TransferGateway) -> Refund:
     """Ask Stripe for a refund just requested, and write down the answer. Without one it stays ``requested``: a worker
     goes on with the same key. Opens no transaction while Stripe is called.
+
+    Nothing is sent any more after a lease's time: a worker may have looked and taken a new key, a day later.
     """
-    answer = ask(refund, gateway)
+    with deadline.sending_until(deadline.clock() + settings.REVERSAL_LEASE.total_seconds()):
+        answer = ask(refund, gateway)
     actor = f"user:{refund.requested_by.get_username()}" if refund.requested_by else "api"
     try:
         settle(refund, answer, actor=actor)

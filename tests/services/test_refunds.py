@@ -1,5 +1,6 @@
 """A buyer's refund: asked for once, recorded in any order, and what the sellers owe for it."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from structlog.testing import capture_logs
 
+from marketplace import deadline
 from marketplace.errors import (
     ConflictingFacts,
     MalformedEvent,
@@ -459,6 +461,31 @@ def test_a_refund_that_stripe_makes_at_once_makes_the_sellers_owe(
     made = simulator.get(refund.stripe_refund_id)
     assert (made["amount"], made["metadata"]["operation_id"]) == (3000, str(refund.operation_id))
     assert states(refundable_order) == [("reversal_pending", [("pending", 3000)])]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("stood_still", "sent"), [(299, 1), (300, 0)])
+def test_a_web_server_that_stood_still_for_a_lease_sends_no_refund_any_more(
+    refundable_order: Order,
+    gateway: Any,
+    simulator: Any,
+    ask: Callable[..., refunds.Requested],
+    monkeypatch: pytest.MonkeyPatch,
+    stood_still: int,
+    sent: int,
+) -> None:
+    """It could wake a day later, when Stripe has forgotten its key, and a worker has used the next one."""
+    requested = ask(refundable_order).refund
+    times = itertools.chain([0.0], itertools.repeat(float(stood_still)))
+    monkeypatch.setattr(deadline, "clock", lambda: next(times))
+    refund = refunds.send(requested, gateway)
+    assert len(simulator.requests.to(CREATE_REFUND)) == sent
+    monkeypatch.undo()
+    if not sent:
+        assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "postponed")
+        assert run(gateway) == 1
+        refund.refresh_from_db()
+    assert (refund.status, refund.retry_count) == (RefundStatus.SUCCEEDED, 0)
 
 
 @pytest.mark.django_db
