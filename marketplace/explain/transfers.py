@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 
-from marketplace import selectors
+from marketplace import selectors, throttle
 from marketplace.backoff import LARGEST_JITTER, RetryPolicy
 from marketplace.explain import actions, causes, links, runbook, surroundings
 from marketplace.explain.shapes import Attempt, Explanation, Key, Kind, Link, NextAttempt, Owed
@@ -219,10 +219,11 @@ class _InMotion:
         elif code == "pending_at_stripe":
             why = f"Stripe looks at it about hourly, and so do we: every {span(reversals.PENDING_REVERSAL_INTERVAL)}"
             answer = self._waiting(Kind.PENDING_AT_STRIPE, why)
-        elif code == POSTPONED and self.key is not None and self._is_key_too_old(self.key):
-            answer = self._key_rests()
-        elif code == POSTPONED and self.in_turn is not None and self.in_turn.unwanted_amount:
+        elif self._rests() and self.in_turn is not None and self.in_turn.unwanted_amount:
+            # However old its key is: it takes no other.
             answer = self._unwanted_rests()
+        elif self._rests() and self.key is not None and self._is_key_too_old(self.key):
+            answer = self._key_rests()
         elif code in SHORT_WAITS:
             answer = self._waiting(Kind.POSTPONED, "nothing ran at Stripe, so a short pause is enough", *self._slowed())
         elif self.transfer.retry_count:
@@ -230,6 +231,12 @@ class _InMotion:
         else:
             answer = self._scheduled()
         return answer
+
+    def _rests(self) -> bool:
+        """Whether it was postponed until what was sent has arrived; for the allowance a row waits for seconds."""
+        since = self.transfer.last_error_at
+        is_long = since is not None and self.due_at - since > throttle.LONGEST_WAIT
+        return self.transfer.last_error_code == POSTPONED and is_long
 
     def _waiting(self, kind: Kind, why: str, *notes: str, **fields: Any) -> _Answer:
         text = self.text

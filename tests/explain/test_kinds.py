@@ -280,6 +280,28 @@ def test_an_old_key_rests(hours: int, kind: Kind) -> None:
 
 
 @pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("hours", [1, 21])
+def test_what_is_no_longer_owed_rests_before_it_is_dropped_and_takes_no_new_key(hours: int) -> None:
+    transfer = reversing(**failed_with("postponed"))
+    transfer.reversals.update(first_attempted_at=timezone.now() - timedelta(hours=hours), unwanted_amount=5000)
+
+    found = transfers.explain(transfer)
+
+    assert (found.kind, "is no longer owed" in found.cause) == (Kind.KEY_RESTS, True)
+    assert "what is not there is canceled" in found.unblocks
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("unwanted", [0, 5000])
+def test_what_the_allowance_postponed_rests_for_seconds_alone(unwanted: int) -> None:
+    now = timezone.now()
+    transfer = reversing(**failed_with("postponed", last_error_at=now, next_retry_at=now + throttle.LONGEST_WAIT))
+    transfer.reversals.update(first_attempted_at=now - timedelta(hours=21), unwanted_amount=unwanted)
+
+    assert transfers.explain(transfer).kind == Kind.POSTPONED
+
+
+@pytest.mark.usefixtures("workers")
 def test_a_key_that_was_never_used_does_not_rest() -> None:
     found = transfers.explain(reversing(**failed_with("postponed")))
 
