@@ -5,7 +5,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from marketplace import inbox
 from marketplace.errors import StaleTransition, StripeDenied
@@ -500,6 +502,23 @@ def test_more_than_the_transfer_was_is_never_reversed(
     simulator.create_reversal(transfer.stripe_transfer_id, 3000)
     assert "6000 would be reversed" in refused(deliver, told()[0])
     assert now(transfer) == (TransferStatus.COMPLETED, 0)
+
+
+def test_what_is_known_already_locks_nothing_of_the_order(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any
+) -> None:
+    transfer = at_stripe(5000, completed=True)
+    for amount in (1000, 1500):
+        simulator.create_reversal(transfer.stripe_transfer_id, amount)
+    first, second = told()
+
+    def locked(event: dict[str, Any]) -> bool:
+        with CaptureQueriesContext(connection) as asked:
+            deliver(event)
+        statements = [each["sql"] for each in asked.captured_queries if "FOR NO KEY UPDATE" in each["sql"]]
+        return any("marketplace_order" in each or "marketplace_sellertransfer" in each for each in statements)
+
+    assert [locked(second), locked(first)] == [True, False]
 
 
 def test_an_older_event_does_not_take_the_place_of_the_newest_reversal(
