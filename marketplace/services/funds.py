@@ -4,8 +4,9 @@ A seller's *line* in one currency: the transfers whose reversal Stripe refused b
 that wait for the longest first. It is woken from its head, as far as the balance reaches; each success of one that
 had waited wakes the next. Stripe decides in the end: what is woken in vain spends nothing and waits on.
 
-Locks are taken in one order: transfers by id, then the watch. Settling a reversal holds its own transfer before either,
-and so waits for no other one.
+Locks are taken in the order that all keep (docs/architecture.md): the line's transfers, the newest order first and of
+one order by number, then the watch. Settling a reversal holds its own transfer before that, or all of its order, and
+waits for none of the line's.
 """
 
 import json
