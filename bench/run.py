@@ -47,15 +47,21 @@ class Run:
             | meanwhile
         )
 
-    def interleaved(self, candidates: Mapping[str, Callable[[], T]], show: Callable[[T], str]) -> dict[str, list[T]]:
-        """Each candidate once a repetition, in turn, so that a slow minute of the machine is everybody's."""
+    def interleaved(
+        self, candidates: Mapping[str, Callable[[], T]], show: Callable[[T], str], *, turns: int = 0
+    ) -> dict[str, list[T]]:
+        """Each candidate once a repetition, in turn, so that a slow minute of the machine is everybody's.
+
+        ``turns``: so many repetitions, of what is short and set up already.
+        """
         seen: dict[str, list[T]] = {name: [] for name in candidates}
         names = list(candidates)
-        for repetition in range(self.repetitions):
+        turns = turns or self.repetitions
+        for turn in range(turns):
             for name in names:
                 with self.watched(name):
                     result = candidates[name]()
                 seen[name].append(result)
-                self.say(f"{self.measurement}, {repetition + 1} of {self.repetitions}: {name}: {show(result)}")
+                self.say(f"{self.measurement}, {turn + 1} of {turns}: {name}: {show(result)}")
             names = names[1:] + names[:1]
         return seen

@@ -23,13 +23,14 @@ LATENCY = 0.02
 # Far enough apart that each finds the worker idle.
 APART = (0.08, 0.16)
 WARM_UP = 5
+TURNS = 8
 
 
 def measure(run: Run) -> list[Row]:
     peer = f"Procrastinate {comparators.version('procrastinate', 'procrastinate')}"
-    count = run.of(120, 60)
+    count, turns = run.of(45, 60), run.of(TURNS, 1)
     pauses = random.Random(9)  # noqa: S311 - the same pauses in every run
-    orders = (WARM_UP + count) * run.repetitions
+    orders = (WARM_UP + count) * turns
     with contextlib.ExitStack() as stack:
         load = Load(run)
         stack.callback(load.stop)
@@ -53,9 +54,11 @@ def measure(run: Run) -> list[Row]:
             return f"p50 {statistics.median(delays):.1f} ms, p99 {arithmetic.percentile(delays, 0.99):.1f} ms"
 
         # As many more, of which only the due time is missing.
-        _owe_undue(site.connection, orders + 1, orders + (WARM_UP + count) * run.repetitions)
+        _owe_undue(site.connection, orders + 1, orders + (WARM_UP + count) * turns)
         mine, alone, its = run.interleaved(
-            {"webhook to Stripe": ours, "due row to Stripe": rows_alone, f"{peer}'s job to Stripe": theirs}, show=show
+            {"webhook to Stripe": ours, "due row to Stripe": rows_alone, f"{peer}'s job to Stripe": theirs},
+            show=show,
+            turns=turns,
         ).values()
     return _rows(peer, mine, alone, its)
 
