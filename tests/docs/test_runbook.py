@@ -10,7 +10,7 @@ from django.db import connection
 
 from marketplace import inbox
 from marketplace.models import GIVE_BACK_UNDECIDED, Drift
-from marketplace.services import disputes, outcomes, reversals, transfers
+from marketplace.services import debts, disputes, outcomes, reversals, transfers
 from tests.factories import SellerTransferFactory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +66,13 @@ def test_every_statement_runs(statement: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_after_a_restore_every_open_row_looks_first() -> None:
     unsent, owing = SellerTransferFactory(), SellerTransferFactory(reversal_pending=True)
+    refused = SellerTransferFactory(permanently_failed=True).reversals.get()
     with connection.cursor() as cursor:
         cursor.execute(RESTORED)
     [sending] = transfers.claim(batch_size=9, lease=timedelta(minutes=5))
     [reversing] = reversals.claim(batch_size=9, lease=timedelta(minutes=5))
     assert (sending.pk, transfers.must_look(sending), sending.in_doubt) == (unsent.pk, True, True)
     assert (reversing.transfer.pk, reversing.must_look) == (owing.pk, True)
+    assert debts.why_not_settled_by_hand(refused) == ""
+    refused.refresh_from_db()
+    assert "may be at Stripe" in debts.why_not_settled_by_hand(refused)
