@@ -75,17 +75,19 @@ def taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal])
     if transfer.status == TransferStatus.CANCELED:
         never_sent = transfer.share - transfer.amount_netted
         return Taken(total=never_sent, own=transfer.amount_kept_back if transfer.declined else never_sent)
-    owed = settled = own = 0
+    came_back = still_owed = settled = own = 0
     for reversal in reversals_of_it:
-        wanted = 0
-        if _stands(reversal):
-            wanted = reversal.amount if reversal.status == ReversalStatus.SUCCEEDED else reversal.amount_open
-        owed += wanted
+        if reversal.status == ReversalStatus.SUCCEEDED:
+            wanted = reversal.amount
+            came_back += wanted
+        else:
+            wanted = reversal.amount_open if _stands(reversal) else 0
+            still_owed += wanted
         settled += reversal.amount_settled
         own += wanted + reversal.amount_recovered if reversal.cause in OWN else 0
     return Taken(
-        # Rows of an older program may know of an amount without its reversals.
-        total=transfer.amount_kept_back + max(owed, transfer.amount_reversed) + settled,
+        # Rows of an older program may know of an amount without its reversals. What is owed comes on top of it.
+        total=transfer.amount_kept_back + max(came_back, transfer.amount_reversed) + still_owed + settled,
         own=transfer.amount_kept_back + own,
     )
 

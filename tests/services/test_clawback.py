@@ -120,6 +120,18 @@ def test_what_a_person_has_to_see_to_is_owed_once(stripe_status: str, counts: bo
     assert clawback.taken(transfer, transfer.reversals.all()) == clawback.Taken(total=counted, own=counted)
 
 
+@pytest.mark.django_db
+def test_what_an_older_program_took_without_a_record_of_it_and_what_is_owed_are_both_taken() -> None:
+    """The second refund counted the larger of the two alone, and took the first one's part twice."""
+    order = order_with_transfers((2000,))
+    order.transfers.update(status="partially_reversed", amount_reversed=500, stripe_reversal_id="trr_old")
+    record(order, amount=800)
+    record(order, stripe_refund_id="re_2", amount=400)
+    (transfer,) = order.transfers.all()
+    assert [each.amount for each in transfer.reversals.order_by("id")] == [300, 400]
+    assert clawback.taken(transfer, transfer.reversals.all()) == clawback.Taken(total=1200, own=700)
+
+
 # --- Giving back ------------------------------------------------------------------------------------------------------
 
 
