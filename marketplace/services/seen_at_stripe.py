@@ -50,7 +50,10 @@ def record(facts: TransferFacts, listed: Sequence[ReversalFacts], *, actor: str)
     if elsewhere:
         logger.warning("reversed_elsewhere", transfer=transfer.pk, amount=elsewhere, reversals=ids)
     reason = f"{ids} seen at Stripe"
-    _owe_less(transfer, elsewhere, reason=reason, actor=actor)
+    # Rows of an older program may know of an amount without its reversals: what is owed was reckoned beside that.
+    confirmed = sum(each.amount for each in before if each.status == ReversalStatus.SUCCEEDED)
+    known = max(transfer.amount_reversed - confirmed, 0)
+    _owe_less(transfer, max(elsewhere - known, 0), reason=reason, actor=actor)
     newest = next(each.stripe_reversal_id for each in listed if each.is_done)
     if is_older_than_ours and transfer.stripe_reversal_id not in {"", *(each.stripe_reversal_id for each in listed)}:
         newest = transfer.stripe_reversal_id

@@ -563,6 +563,37 @@ def test_what_an_older_program_knew_of_is_not_forgotten_for_an_event_that_tells_
     assert now(transfer) == (TransferStatus.PARTIALLY_REVERSED, 1500)
 
 
+@pytest.mark.parametrize(("more", "left"), [(0, 300), (200, 100)])
+def test_what_an_older_program_knew_of_is_not_taken_off_what_is_owed_once_more(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any, more: int, left: int
+) -> None:
+    """What is owed was reckoned beside it. What nobody knew of is taken off."""
+    transfer = at_stripe(2000)
+    owed(transfer, 300)
+    first = simulator.create_reversal(transfer.stripe_transfer_id, 500)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(amount_reversed=500, stripe_reversal_id=first["id"])
+    if more:
+        simulator.create_reversal(transfer.stripe_transfer_id, more)
+    deliver(told()[-1])
+    assert now(transfer) == (TransferStatus.REVERSAL_PENDING, 500 + more)
+    assert rows(transfer)[0] == (Cause.REFUND, ReversalStatus.PENDING, left)
+
+
+def test_ours_is_adopted_beside_what_an_older_program_knew_of(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any, gateway: Any
+) -> None:
+    transfer = at_stripe(2000)
+    owed(transfer, 300)
+    later = TransferReversalFactory(transfer=transfer, amount=400, cause=Cause.OPERATOR, refund=None)
+    first = simulator.create_reversal(transfer.stripe_transfer_id, 500)
+    SellerTransfer.objects.filter(pk=transfer.pk).update(amount_reversed=500, stripe_reversal_id=first["id"])
+    sent(claimed_one(), gateway)
+    deliver(told()[-1])
+    later.refresh_from_db()
+    assert now(transfer) == (TransferStatus.REVERSAL_PENDING, 800)
+    assert (later.status, later.amount) == (ReversalStatus.PENDING, 400)
+
+
 def test_one_that_stripe_gave_up_is_left_as_it_ended_when_all_has_come_back(
     at_stripe: Make, deliver: Deliver, simulator: Any, told: Any
 ) -> None:
