@@ -482,7 +482,9 @@ def settle_step_by_step(
         case AlreadyReversed():
             settlement.already_reversed(answer)
         case NotFound() | Refused():
-            settlement.refused(outcomes.error_of(answer))
+            # No such transfer, for this key: another account's, perhaps. That says nothing of what was sent before.
+            is_sure = isinstance(answer, Refused) or settlement.is_first_send
+            settlement.refused(outcomes.error_of(answer), is_sure=is_sure)
         case InsufficientFunds():
             settlement.wait_for_funds(answer)
         case Busy() | RateLimited():
@@ -699,9 +701,19 @@ class _Settlement:
                 stripe_reversal_id=newest,
             )
 
-    def refused(self, error: dict[str, Any], **fields: Any) -> None:
-        """A plain no. Stripe may repeat it under this key for a day, so a retry looks and then takes a new one."""
-        self.needs_a_person(error, look_first=True, refused=not self.reversal.stripe_reversal_id, **fields)
+    @property
+    def is_first_send(self) -> bool:
+        """Whether its key was first sent in this attempt, which has looked for whatever was sent under earlier ones."""
+        first = self.reversal.first_attempted_at
+        return first is not None and first >= self.now and not self.reversal.look_first
+
+    def refused(self, error: dict[str, Any], *, is_sure: bool = True, **fields: Any) -> None:
+        """A plain no. Stripe may repeat it under this key for a day, so a retry looks and then takes a new one.
+
+        ``is_sure``: nothing that was sent before is there either.
+        """
+        refused = is_sure and not self.reversal.stripe_reversal_id
+        self.needs_a_person(error, look_first=True, refused=refused, **fields)
 
     def needs_a_person(
         self, error: dict[str, Any], *, look_first: bool | None = None, refused: bool = False, **fields: Any

@@ -15,13 +15,15 @@ from structlog.testing import capture_logs
 from marketplace import throttle
 from marketplace.errors import StaleTransition, StripeDenied
 from marketplace.gateway import stripe_api
-from marketplace.gateway.contract import Refused, Reversed, ServerError
+from marketplace.gateway.contract import NotFound, Refused, Reversed, ServerError
 from marketplace.models import RequestAllowance, SellerTransfer, TransferReversal
-from marketplace.services import leases, reversals, transfers
+from marketplace.services import debts, leases, reversals, transfers
 from marketplace.slots import CallSlots
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal
+from tests.docs.test_runbook import STATEMENTS
 from tests.factories import SellerTransferFactory, TransferReversalFactory
+from tests.services.test_debts import paid
 from tests.workers.conftest import REVERSE, drain
 
 Make = Callable[..., SellerTransfer]
@@ -282,6 +284,87 @@ def test_a_look_that_finds_no_transfer_asks_a_person(db: None, run_reversals: Ru
     transfer.refresh_from_db()
     assert (transfer.status, transfer.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "not_found")
     assert simulator.requests.to(REVERSE) == []
+
+
+@pytest.fixture
+def of_another_mode(simulator: Any, settings: Any) -> Any:
+    """A gateway whose key sees none of the simulator's objects."""
+    settings.STRIPE_SECRET_KEY = "sk_live_51Wrong"
+    return stripe_api.connect()
+
+
+@pytest.mark.parametrize("fault", ["drop_after", "drop_before", "unavailable", "error_500_after", "rate_limited"])
+def test_a_404_says_nothing_of_what_was_sent_before(
+    at_stripe: Make, run_reversals: Run, simulator: Any, of_another_mode: Any, settings: Any, fault: str
+) -> None:
+    """It was netted from the seller's next transfer, and had been taken already."""
+    settings.NET_DEBTS = True
+    transfer = at_stripe(1000)
+    simulator.faults.add(fault, endpoint=REVERSE, times=1)
+    run_reversals()
+    due_again(transfer)
+    drain(reversal.ReversalQueue(of_another_mode))
+    transfer.refresh_from_db()
+    owing = only_reversal(transfer)
+    assert (transfer.status, transfer.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "not_found")
+    assert (owing.status, owing.refused) == (ReversalStatus.FAILED, False)
+    assert "may be at Stripe" in debts.why_not_settled_by_hand(owing)
+    assert paid(transfer.seller, 5000).amount_netted == 0
+    transfers.retry(transfer_id=transfer.pk, actor="user:olga", reason="the right key")
+    run_reversals()
+    transfer.refresh_from_db()
+    assert (transfer.status, len(simulator.reversals_of(transfer.stripe_transfer_id))) == (TransferStatus.REVERSED, 1)
+
+
+def test_a_404_to_the_first_send_says_that_it_is_not_there(at_stripe: Make, of_another_mode: Any) -> None:
+    transfer = at_stripe(1000)
+    drain(reversal.ReversalQueue(of_another_mode))
+    assert debts.why_not_settled_by_hand(only_reversal(transfer)) == ""
+
+
+def test_a_404_to_the_first_send_under_a_next_key_says_that_it_is_not_there(
+    at_stripe: Make, run_reversals: Run, simulator: Any, gateway: Any
+) -> None:
+    """What was sent under the key before was looked for in the same attempt."""
+    transfer = at_stripe(1000)
+    simulator.faults.add("error_500", endpoint=REVERSE, times=1)
+    run_reversals()
+    due_again(transfer)
+    queue = reversal.ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=LEASE)
+    reversals.begin_generation(claimed)
+    queue._settle(claimed, NotFound(message="No such transfer"), stripe_is_down=False)
+    assert debts.why_not_settled_by_hand(only_reversal(transfer)) == ""
+
+
+def test_where_a_person_has_looked_and_found_no_transfer_the_debt_can_be_settled(
+    db: None, run_reversals: Run, at_stripe: Make, simulator: Any, of_another_mode: Any
+) -> None:
+    transfer = at_stripe(1000)
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    run_reversals()
+    due_again(transfer)
+    drain(reversal.ReversalQueue(of_another_mode))
+    owing = only_reversal(transfer)
+    (said_in_the_runbook,) = [each for each in STATEMENTS if "refused = TRUE" in each]
+    with connection.cursor() as cursor:
+        cursor.execute(said_in_the_runbook.replace("id = 7", f"id = {owing.pk}"))
+    debts.write_off(reversal_id=owing.pk, amount=1000, actor="user:olga", reason="never was there")
+    transfer.refresh_from_db()
+    assert transfer.status == TransferStatus.COMPLETED
+
+
+def test_a_404_says_nothing_of_what_an_older_program_may_have_sent(db: None, of_another_mode: Any) -> None:
+    transfer = SellerTransferFactory(reversal_pending=True, reversal=False)
+    drain(reversal.ReversalQueue(of_another_mode))
+    assert "may be at Stripe" in debts.why_not_settled_by_hand(only_reversal(transfer))
+
+
+def test_a_404_says_nothing_of_one_that_is_pending_there(at_stripe: Make, of_another_mode: Any) -> None:
+    transfer = at_stripe(1000)
+    owed(transfer, stripe_reversal_id="trr_1", stripe_status="pending")
+    drain(reversal.ReversalQueue(of_another_mode))
+    assert "may be at Stripe" in debts.why_not_settled_by_hand(only_reversal(transfer))
 
 
 def test_a_row_without_its_transfer_id_asks_a_person_and_stripe_is_not_called(
