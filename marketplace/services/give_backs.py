@@ -49,10 +49,12 @@ def _drop_debts(
         part = min(row.amount_open, amount)
         if not part:
             continue
-        if row.first_attempted_at is not None and transfer.stripe_transfer_id:
+        # Without the transfer's id nothing was sent; what a worker took up keeps its amount all the same.
+        may_be_there = row.first_attempted_at is not None and transfer.stripe_transfer_id
+        if part == row.amount_open and not may_be_there:
+            row.transition(ReversalStatus.CANCELED, actor=actor, reason=reason, unwanted_amount=0)
+        elif row.first_attempted_at is not None:
             row.change(actor=actor, reason=reason, unwanted_amount=row.unwanted_amount + part, unwanted_at=Now())
-        elif part == row.amount:
-            row.transition(ReversalStatus.CANCELED, actor=actor, reason=reason)
         else:
             row.change(actor=actor, reason=reason, amount=row.amount - part)
         touched[transfer.pk] = transfer

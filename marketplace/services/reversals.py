@@ -187,10 +187,13 @@ def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
         each for each in rows if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
     ]
     is_owing = [each for each in rows if each.status == ReversalStatus.PENDING]
-    is_reversing = bool(transfer.stripe_transfer_id) or transfer.failed_leg == SellerTransfer.Leg.REVERSING
-    if not is_reversing or transfer.status not in {TransferStatus.REVERSAL_PENDING, TransferStatus.PERMANENTLY_FAILED}:
+    is_sent = bool(transfer.stripe_transfer_id)
+    is_reversing = transfer.status == TransferStatus.REVERSAL_PENDING
+    if transfer.status == TransferStatus.PERMANENTLY_FAILED:
+        is_reversing = is_sent or transfer.failed_leg == SellerTransfer.Leg.REVERSING
+    if not is_reversing:
         transfer.change(reason=reason, actor=actor)
-    elif any(each.unwanted_amount for each in failed):
+    elif any(each.unwanted_amount for each in failed) and is_sent:
         reopen(transfer, actor=actor, reason=reason)
     elif any(each.unwanted_amount for each in is_owing):
         # In a worker's hands perhaps, whose settling sees that the row was touched.
