@@ -16,7 +16,7 @@ from django.db.models import Sum
 
 from marketplace import money
 from marketplace.errors import UnknownOrder, Unwanted
-from marketplace.gateway.contract import REVERSAL_GIVEN_UP, AlreadyReversed, InsufficientFunds, NotFound, Refused
+from marketplace.gateway.contract import REVERSAL_GIVEN_UP, AlreadyReversed, InsufficientFunds, Refused
 from marketplace.models import (
     Dispute,
     Order,
@@ -299,13 +299,18 @@ def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_do
 def _after_settling(claimed: Claimed, answer: ReversalAnswer, *, actor: str) -> None:
     found = taking_back.found(taking_back.BY_ID, claimed.transfer.order_id)
     assert found is not None
-    for transfer, rows in found.transfers:
-        is_unwanted = any(each.pk == claimed.reversal.pk and each.unwanted_amount for each in rows)
-        if is_unwanted and isinstance(answer, AlreadyReversed | InsufficientFunds | NotFound | Refused):
-            # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent.
-            reversals.relieve(transfer, actor=actor, reason="no longer owed")
     sources: list[Source] = [*found.refunds, *found.disputes]
     if sources:
         # A person's reversal is owed for none of them; what it found at Stripe may be.
         source = next((each for each in sources if claimed.reversal.is_owed_for(each)), sources[-1])
-        level(found, source=source, actor=actor, reason=f"{claimed.reversal} was no longer owed as it was")
+        is_there_already = isinstance(answer, AlreadyReversed)
+        already = f"{claimed.transfer} was reversed at Stripe already"
+        reason = already if is_there_already else f"{claimed.reversal} was no longer owed as it was"
+        level(found, source=source, actor=actor, reason=reason)
+    # After levelling, which knows the rows as they were read.
+    for transfer, rows in found.transfers:
+        is_unwanted = any(each.pk == claimed.reversal.pk and each.unwanted_amount for each in rows)
+        # Stripe said no to what was sent before. Whether it is there is asked at once, not when it would be sent. Not
+        # where it finds no transfer: it would say so again, and a person has to see to that.
+        if is_unwanted and isinstance(answer, AlreadyReversed | InsufficientFunds | Refused):
+            reversals.relieve(transfer, actor=actor, reason="no longer owed")

@@ -180,9 +180,10 @@ def after_part(amount_reversed: int) -> TransferStatus:
 
 def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     """The transfer's own row after debts on it were dropped or made smaller. Those that may be at Stripe are due: they
-    are looked for. Runs in the caller's transaction.
+    are looked for. Where others took a part, so that less is left than was to be taken, a person still says whether
+    theirs was for the same. Runs in the caller's transaction.
     """
-    rows = list(transfer.reversals.filter(status__in=[ReversalStatus.PENDING, ReversalStatus.FAILED]))
+    rows = list(transfer.reversals.all())
     failed = [
         each for each in rows if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
     ]
@@ -191,9 +192,11 @@ def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     is_reversing = transfer.status == TransferStatus.REVERSAL_PENDING
     if transfer.status == TransferStatus.PERMANENTLY_FAILED:
         is_reversing = is_sent or transfer.failed_leg == SellerTransfer.Leg.REVERSING
+    theirs = sum(each.amount for each in rows if each.cause == TransferReversal.Cause.SEEN_AT_STRIPE)
+    stands_in_the_way = any(each.amount_open and each.amount > transfer.amount - theirs for each in failed)
     if not is_reversing:
         transfer.change(reason=reason, actor=actor)
-    elif any(each.unwanted_amount for each in failed) and is_sent:
+    elif any(each.unwanted_amount for each in failed) and is_sent and not stands_in_the_way:
         reopen(transfer, actor=actor, reason=reason)
     elif any(each.unwanted_amount for each in is_owing):
         # In a worker's hands perhaps, whose settling sees that the row was touched.

@@ -13,10 +13,11 @@ from marketplace.services import reversals, transfers
 from marketplace.states import ReversalStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.factories import order_with_transfers
-from tests.services.conftest import Make, kept_at_stripe
-from tests.services.test_clawback import fails, rows
+from tests.services.conftest import REVERSE, Make, kept_at_stripe, long_unwanted
+from tests.services.test_clawback import fails, given_up_unanswered, lands, lost, rows
 from tests.services.test_disputes import record as record_dispute
 from tests.services.test_refunds import record
+from tests.workers.conftest import drain
 
 LEASE = timedelta(minutes=5)
 LIST = "GET /v1/transfers/{id}/reversals"
@@ -31,6 +32,34 @@ def work_once(queue: reversal_worker.ReversalQueue) -> None:
     """What is due now, and not what becomes due by that."""
     for claimed in queue.claim(batch_size=10, lease=LEASE):
         queue.perform(claimed)
+
+
+# --- Stripe knows of no such transfer ---------------------------------------------------------------------------------
+
+
+def test_where_stripe_finds_no_transfer_it_is_asked_once_and_a_person_decides(
+    sold: Make, simulator: Any, gateway: Any, work: Callable[[], None]
+) -> None:
+    """It may be the wrong key: what was sent before may be at Stripe. It was asked again at once, for ever."""
+    order = sold()
+    transfer = order.transfers.get()
+    queue = reversal_worker.ReversalQueue(gateway)
+    named(order, "tr_of_another_account")
+    record(order)
+    work_once(queue)
+    assert rows(order) == [("permanently_failed", 2700, 0)]
+    fails(order)
+    work_once(queue)
+    assert queue.claim(batch_size=1, lease=LEASE) == []
+    now = order.transfers.get()
+    assert (now.status, now.last_error_code, now.next_retry_at) == ("permanently_failed", "not_found", None)
+    assert (len(simulator.requests.to(REVERSE)), len(simulator.requests.to(LIST))) == (1, 1)
+    # The right key, and a retry.
+    named(order, transfer.stripe_transfer_id)
+    transfers.retry(transfer_id=transfer.pk, actor="user:eva", reason="the right key")
+    work()
+    assert rows(order) == [("completed", 2700, 0)]
+    assert kept_at_stripe(simulator, order) == [2700]
 
 
 # --- Rows without a tr_… ----------------------------------------------------------------------------------------------
@@ -89,3 +118,72 @@ def test_of_a_row_without_an_id_that_a_worker_took_up_all_is_given_back_in_two_p
     record_dispute(order, "won", amount=2000, withdrawn=2000, reinstated=2000, after=2)
     assert rows(order) == [("completed", 3000, 0)]
     assert [each.status for each in TransferReversal.objects.all()] == [ReversalStatus.CANCELED]
+
+
+# --- Others took a part -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["while it was sent", "afterwards"])
+def test_what_is_still_owed_in_part_is_a_persons_matter_where_others_took_a_part(
+    sold: Make, simulator: Any, gateway: Any, when: str
+) -> None:
+    """The rest was taken on top of theirs, and nobody had been asked whether theirs was for the same."""
+    order = sold()
+    record_dispute(order, amount=2000, withdrawn=2000)
+    simulator.create_reversal(order.transfers.get().stripe_transfer_id, 1200)
+    queue = reversal_worker.ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=LEASE)
+    answer = queue._ask(claimed)
+    for step in ("reinstated", "settled") if when == "while it was sent" else ("settled", "reinstated"):
+        if step == "settled":
+            queue._settle(claimed, answer, stripe_is_down=False)
+        else:
+            record_dispute(order, amount=2000, withdrawn=2000, reinstated=1000, after=1)
+    drain(queue)
+    assert rows(order) == [("permanently_failed", 2700, 1200)]
+    assert order.transfers.get().last_error_code == "partly_reversed_elsewhere"
+    owed = TransferReversal.objects.get(cause="dispute")
+    assert (owed.status, owed.amount_open) == (ReversalStatus.FAILED, 900)
+    assert kept_at_stripe(simulator, order) == [1500]
+    # Nothing of it is owed any more: nobody is needed.
+    record_dispute(order, "won", amount=2000, withdrawn=2000, reinstated=2000, after=2)
+    drain(queue)
+    assert rows(order) == [("partially_reversed", 2700, 1200)]
+
+
+def test_one_of_our_own_that_landed_late_asks_nobody_beside_what_is_still_owed_in_part(
+    sold: Make, simulator: Any, gateway: Any, work: Callable[[], None]
+) -> None:
+    order = sold()
+    lands(simulator, lost(simulator, order, gateway, 1000))
+    record_dispute(order, amount=2500, withdrawn=2500)
+    queue = reversal_worker.ReversalQueue(gateway)
+    (claimed,) = queue.claim(batch_size=1, lease=LEASE)
+    answer = queue._ask(claimed)
+    record_dispute(order, amount=2500, withdrawn=2500, reinstated=500, after=1)
+    queue._settle(claimed, answer, stripe_is_down=False)
+    work()
+    assert rows(order) == [("partially_reversed", 2700, 1800)]
+    assert kept_at_stripe(simulator, order) == [900]
+
+
+# --- What the history says ---------------------------------------------------------------------------------
+
+
+def test_what_was_owed_and_found_gone_is_not_said_to_be_no_longer_owed(
+    sold: Make, simulator: Any, gateway: Any, work: Callable[[], None]
+) -> None:
+    """One that was dropped lands after all, and stands in the way of the next one."""
+    order = sold()
+    queue = given_up_unanswered(simulator, order, gateway)
+    long_unwanted()
+    drain(queue)
+    dropped = TransferReversal.objects.get()
+    transfer = order.transfers.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, 2700, metadata={"operation_id": str(dropped.operation_id)})
+    record(order, stripe_refund_id="re_2", amount=1500)
+    drain(queue)
+    again = order.transfers.get(gives_back_of=transfer)
+    assert again.history.first().pgh_context["reason"] == f"{transfer} was reversed at Stripe already"
+    work()
+    assert kept_at_stripe(simulator, order) == [1350]
