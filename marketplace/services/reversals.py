@@ -388,7 +388,8 @@ def _owed_without_mark(transfer: SellerTransfer) -> TransferReversal:
 
 
 def begin_generation(claimed: Claimed) -> Claimed:
-    """A new idempotency key for an operation that a look at Stripe did not find; committed before it is sent.
+    """A new idempotency key for an operation that a look at Stripe did not find; committed before it is sent. What came
+    to be no longer owed meanwhile keeps its key: it is not to be sent.
 
     Raises:
         StaleTransition: the lease was lost meanwhile.
@@ -397,13 +398,15 @@ def begin_generation(claimed: Claimed) -> Claimed:
     with transaction.atomic(durable=True):
         transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
         reversal = TransferReversal.locked(claimed.reversal.pk)
-        reversal.change(
-            actor="reversal worker",
-            reason="not found at Stripe",
-            key_generation=reversal.key_generation + 1,
-            first_attempted_at=Now(),
-            look_first=False,
-        )
+        if not reversal.unwanted_amount:
+            reversal.change(
+                actor="reversal worker",
+                reason="not found at Stripe",
+                key_generation=reversal.key_generation + 1,
+                first_attempted_at=Now(),
+                # Of what is sent now nothing is known: ``too_early_to_drop`` waits for it.
+                look_first=False,
+            )
         return replace(claimed, transfer=transfer, reversal=reversal)
 
 
@@ -420,12 +423,17 @@ def find(claimed: Claimed, listed: tuple[ReversalFacts, ...]) -> ReversalFacts |
 
 def too_early_to_drop(claimed: Claimed) -> Postponed | None:
     """Whether what is not wanted any more, and was not found, may reach Stripe after the look: what left as late as the
-    lease of that time allowed, and takes the longest way. What Stripe has answered under this key it answers again.
+    lease of that time allowed, and takes the longest way.
+
+    Nothing is on its way where ``look_first`` is set: Stripe has answered under this key, or nothing was sent under it.
+    Each new send clears that. Where nobody wrote since when it is not wanted (the version before did not), the row's
+    last change counts.
     """
     reversal = claimed.reversal
-    if reversal.look_first or reversal.unwanted_at is None:
+    if reversal.look_first:
         return None
-    wait = reversal.unwanted_at + settings.REVERSAL_LEASE + outcomes.LONGEST_WAY - claimed.claimed_at
+    since = reversal.unwanted_at or reversal.updated_at
+    wait = since + settings.REVERSAL_LEASE + outcomes.LONGEST_WAY - claimed.claimed_at
     if wait <= timedelta(0):
         return None
     message = "it is no longer owed, but may still be on its way to Stripe"

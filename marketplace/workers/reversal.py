@@ -79,12 +79,13 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
             if claimed.reversal.stripe_reversal_id:
                 message = f"{claimed.reversal.stripe_reversal_id} is not in Stripe's list"
                 return Unknown(message=message, is_outage=False)
+            if not claimed.reversal.unwanted_amount:
+                first = claimed.reversal.first_attempted_at
+                if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
+                    return too_early
+                claimed = reversals.begin_generation(claimed)
             if claimed.reversal.unwanted_amount:
                 return reversals.too_early_to_drop(claimed) or NoLongerOwed()
-            first = claimed.reversal.first_attempted_at
-            if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
-                return too_early
-            claimed = reversals.begin_generation(claimed)
         return self._gateway.reverse_transfer(
             claimed.transfer.stripe_transfer_id,
             amount=claimed.reversal.amount,

@@ -6,9 +6,11 @@ from typing import Any
 
 import pgtrigger
 import pytest
+from django.db.models import Value
+from django.db.models.functions import Now
 
 from marketplace.errors import StaleTransition
-from marketplace.models import Order, TransferReversal
+from marketplace.models import Order, SellerTransfer, TransferReversal
 from marketplace.services import reversals, transfers
 from marketplace.states import ReversalStatus
 from marketplace.workers import reversal as reversal_worker
@@ -165,6 +167,86 @@ def test_one_of_our_own_that_landed_late_asks_nobody_beside_what_is_still_owed_i
     work()
     assert rows(order) == [("partially_reversed", 2700, 1800)]
     assert kept_at_stripe(simulator, order) == [900]
+
+
+# --- While it is looked for -------------------------------------------------------------------------------------------
+
+
+class Meanwhile:
+    """The gateway, with something that happens once Stripe has listed the reversals."""
+
+    def __init__(self, gateway: Any, act: Callable[[], None]) -> None:
+        self._gateway, self._act = gateway, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._gateway, name)
+
+    def list_reversals(self, *asked: Any) -> Any:
+        listed = self._gateway.list_reversals(*asked)
+        self._act()
+        return listed
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["Stripe had answered", "its answer was lost"])
+def test_what_is_no_longer_owed_after_the_look_is_not_sent(
+    sold: Make, simulator: Any, gateway: Any, work: Callable[[], None], is_answered: bool
+) -> None:
+    order = sold()
+    simulator.faults.add("error_500" if is_answered else "drop_before", endpoint=REVERSE, times=1)
+    record(order)
+    drain(reversal_worker.ReversalQueue(gateway))
+    reversal = TransferReversal.objects.get()
+    assert reversal.look_first == is_answered
+    if not is_answered:
+        # Too old for its key, and long enough on its way for a new one.
+        TransferReversal.objects.update(first_attempted_at=Now() - Value(timedelta(hours=30)))
+    SellerTransfer.objects.update(next_retry_at=Now())
+    sent = len(simulator.requests.to(REVERSE))
+    work_once(reversal_worker.ReversalQueue(Meanwhile(gateway, lambda: fails(order))))  # type: ignore[arg-type]
+    # Where it may be on its way still, it is looked for once more.
+    assert rows(order) == [("completed" if is_answered else "reversal_pending", 2700, 0)]
+    work()
+    assert rows(order) == [("completed", 2700, 0)]
+    assert len(simulator.requests.to(REVERSE)) == sent
+    reversal.refresh_from_db()
+    assert (reversal.status, reversal.key_generation) == (ReversalStatus.CANCELED, 1)
+
+
+def test_a_new_send_under_way_is_waited_for_whatever_stripe_said_before(
+    sold: Make, simulator: Any, gateway: Any
+) -> None:
+    """Stripe had answered an earlier one, under its key; of the newer one nothing is known."""
+    order = sold()
+    simulator.faults.add("error_500", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    SellerTransfer.objects.update(next_retry_at=Now())
+    work_once(queue)
+    reversal = TransferReversal.objects.get()
+    assert (reversal.key_generation, reversal.look_first) == (2, False)
+    fails(order)
+    drain(queue)
+    assert order.transfers.get().last_error_code == "postponed"
+    assert TransferReversal.objects.get().status == ReversalStatus.PENDING
+    long_unwanted()
+    SellerTransfer.objects.update(next_retry_at=Now())
+    drain(queue)
+    assert rows(order) == [("completed", 2700, 0)]
+
+
+@pytest.mark.parametrize(("minutes", "dropped"), [(0, False), (64, False), (66, True)])
+def test_where_nobody_wrote_since_when_it_is_no_longer_owed_its_last_change_counts(
+    sold: Make, simulator: Any, gateway: Any, minutes: int, dropped: bool
+) -> None:
+    """A web server of the version before, which goes on while workers are upgraded, knows of no such time."""
+    order = sold()
+    queue = given_up_unanswered(simulator, order, gateway)
+    ago = Now() - Value(timedelta(minutes=minutes))
+    TransferReversal.objects.update(unwanted_at=None, updated_at=ago)
+    drain(queue)
+    assert TransferReversal.objects.get().status == ("canceled" if dropped else "pending")
 
 
 # --- What the history says ---------------------------------------------------------------------------------
