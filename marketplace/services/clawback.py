@@ -293,6 +293,7 @@ def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_do
                 claimed, answer, actor=actor, stripe_is_down=stripe_is_down, is_order_locked=True
             )
             _after_settling(claimed, answer, actor=actor)
+            outcomes.count_success(reversals.WORK, answer)
         return settled
 
 

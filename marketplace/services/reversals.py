@@ -460,13 +460,15 @@ def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_do
         if status:
             return outcomes.Settled(status=status)
     with transaction.atomic(durable=True):
-        return settle_step_by_step(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
+        settled = settle_step_by_step(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
+        outcomes.count_success(WORK, answer)
+    return settled
 
 
 def settle_step_by_step(
     claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool, is_order_locked: bool = False
 ) -> outcomes.Settled:
-    """As ``settle``, in the caller's transaction."""
+    """As ``settle``, in the caller's transaction, which counts the success at its end."""
     transfer = leases.held(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)
     reversal = TransferReversal.locked(claimed.reversal.pk)
     # Wanted again since the look, it is canceled all the same, and owed anew: by levelling. And what was there already
@@ -513,7 +515,6 @@ def settle_step_by_step(
             settlement.try_again(outcomes.error_of(answer), look_first=False)
         case _:
             assert_never(answer)
-    outcomes.count_success(WORK, answer)
     return outcomes.Settled(status=transfer.status, is_breaker_open=is_breaker_open)
 
 

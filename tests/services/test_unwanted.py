@@ -6,12 +6,15 @@ from typing import Any
 
 import pgtrigger
 import pytest
+from django.db import connection
 from django.db.models import Value
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from marketplace.errors import StaleTransition
 from marketplace.models import Order, SellerTransfer, TransferReversal
 from marketplace.services import reversals, transfers
+from marketplace.services.reversals import NoLongerOwed
 from marketplace.states import ReversalStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.factories import order_with_transfers
@@ -249,7 +252,22 @@ def test_where_nobody_wrote_since_when_it_is_no_longer_owed_its_last_change_coun
     assert TransferReversal.objects.get().status == ("canceled" if dropped else "pending")
 
 
-# --- What the history says ---------------------------------------------------------------------------------
+# --- Locks, and what the history says ---------------------------------------------------------------------------------
+
+
+def test_the_breakers_row_is_the_last_that_is_locked(sold: Make, simulator: Any, gateway: Any) -> None:
+    order = sold()
+    simulator.faults.add("unavailable", endpoint=REVERSE, times=1)
+    record(order)
+    queue = reversal_worker.ReversalQueue(gateway)
+    drain(queue)
+    fails(order)
+    (claimed,) = queue.claim(batch_size=1, lease=LEASE)
+    with CaptureQueriesContext(connection) as told:
+        queue._settle(claimed, NoLongerOwed(), stripe_is_down=False)
+    asked = [each["sql"] for each in told.captured_queries if not each["sql"].startswith("RELEASE")]
+    breaker = [at for at, sql in enumerate(asked) if "marketplace_circuitbreaker" in sql]
+    assert breaker == [len(asked) - 1]
 
 
 def test_what_was_owed_and_found_gone_is_not_said_to_be_no_longer_owed(
