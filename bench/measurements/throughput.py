@@ -20,8 +20,8 @@ def measure(run: Run) -> list[Row]:
     rows: list[Row] = []
     peer = f"Procrastinate {comparators.version('procrastinate', 'procrastinate')}"
     for concurrency, bar in SHARES.items():
-        # About eight seconds of calls.
-        count = concurrency * run.of(50, 24)
+        # About sixteen seconds of calls: in the first of them all are answered at once.
+        count = concurrency * run.of(100, 24)
         seen = run.interleaved(
             {
                 f"worker of {concurrency}": functools.partial(worker, run, concurrency, count),
