@@ -11,6 +11,7 @@ from bench.run import Run
 from bench.workers import Seen
 
 LATENCY = 0.15
+TURNS = 5
 SHARES = {16: at_least(0.90, "%", 1), 32: at_least(0.88, "%", 1)}
 PROCESSOR = at_most(1.4, "×")
 JOBS = at_least(1.0, "×", 3)
@@ -29,6 +30,7 @@ def measure(run: Run) -> list[Row]:
                 f"{peer} of {concurrency}": functools.partial(peers, run, concurrency, count),
             },
             show=str,
+            turns=run.of(TURNS, 1),
         )
         ours, stripe_alone, theirs = seen.values()
         rows += _rows(concurrency, bar, peer, ours=ours, stripe_alone=stripe_alone, theirs=theirs)
