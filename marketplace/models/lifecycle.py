@@ -143,11 +143,13 @@ class Lifecycle(models.Model):
 
         sql = f"UPDATE {self._meta.db_table} SET {assignments} WHERE {condition}"  # noqa: S608 - names of our own
         together.write(
-            sql,
-            [*chain.from_iterable(values for _, values in assigned), *params],
+            together.Statement(
+                sql=sql,
+                params=[*chain.from_iterable(values for _, values in assigned), *params],
+                written=written,
+                with_commit=f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM changed",  # noqa: S608
+            ),
             context={"actor": actor, "reason": reason, "attempt": attempt},
-            written=written,
-            with_commit=f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM changed",  # noqa: S608
         )
         for name, value in {**fields, "updated_at": Now()}.items():
             if hasattr(value, "resolve_expression"):
@@ -191,11 +193,8 @@ class Lifecycle(models.Model):
             f" VALUES ({', '.join(placeholders)}) {once} RETURNING id"
         )
         together.write(
-            sql,
-            params,
+            together.Statement(sql=sql, params=params, written=written, with_commit=None if once_by else sql),
             context={"actor": actor, "reason": reason, "attempt": None} if self.TELLS_OF_CREATION else None,
-            written=written,
-            with_commit=None if once_by else sql,
         )
 
     def tell(self, label: str, *, actor: str, reason: str) -> None:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -27,55 +29,52 @@ TIMESTAMPTZ_LOADER = psycopg.adapters.get_loader(psycopg.adapters.types["timesta
 _CONTEXT = "SET LOCAL pghistory.context_metadata = %s"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """What is sent, and who hears what became of it."""
+
+    sql: str
+    params: Sequence[Any] = ()
+    written: Written | None = None
+    # The same for a message that commits too. There ``written`` is called too late to take anything back, so the
+    # statement itself fails, by a division by zero, where ``written`` would raise. None if it cannot.
+    with_commit: str | None = None
+
+
+COMMIT = Statement(sql="COMMIT", with_commit="COMMIT")
+
+
 class _Statements:
     def __init__(self) -> None:
         self._begins = False
         self._forget()
 
     def _forget(self) -> None:
-        self._sql: list[str] = []
-        # What takes its place in a message that commits too; None where nothing can.
-        self._sql_with_commit: list[str | None] = []
-        self._params: list[Any] = []
-        # One for each result.
-        self._written: list[Written | None] = []
+        self._waiting: list[Statement] = []
         self._context = ""
 
-    def add(self, sql: str, params: Sequence[Any], written: Written | None = None) -> None:
-        self._add(sql, sql, params, written)
+    def add(self, statement: Statement) -> None:
+        self._waiting.append(statement)
 
-    def _add(self, sql: str, with_commit: str | None, params: Sequence[Any], written: Written | None) -> None:
-        self._sql.append(sql)
-        self._sql_with_commit.append(with_commit)
-        self._params += params
-        self._written.append(written)
-
-    def add_write(
-        self,
-        sql: str,
-        params: Sequence[Any],
-        *,
-        context: dict[str, Any] | None,
-        written: Written,
-        with_commit: str | None,
-    ) -> None:
+    def add_write(self, statement: Statement, *, context: dict[str, Any] | None) -> None:
         if context is not None and (described := json.dumps(context)) != self._context:
-            self.add(_CONTEXT, [described])
+            self.add(Statement(sql=_CONTEXT, params=[described], with_commit=_CONTEXT))
             self._context = described
-        self._add(sql, with_commit, params, written)
+        self.add(statement)
 
     def send_and_commit(self) -> None:
         """In one message, if this began the transaction. Else whoever began it commits."""
-        with_commit = [sql for sql in self._sql_with_commit if sql is not None]
-        if self._begins and len(with_commit) == len(self._sql):
-            self._sql = with_commit
-            self.add("COMMIT", [])
-        self.send()
+        together = self._begins and all(each.with_commit is not None for each in self._waiting)
+        if together:
+            self.add(COMMIT)
+        self.send(commits=together)
 
-    def send(self) -> None:
-        if not self._sql:
+    def send(self, *, commits: bool = False) -> None:
+        if not self._waiting:
             return
-        sql, params, expected = "; ".join(self._sql), self._params, self._written
+        expected = self._waiting
+        sql = "; ".join(each.with_commit if commits and each.with_commit else each.sql for each in expected)
+        params = list(chain.from_iterable(each.params for each in expected))
         self._forget()
         connection = connections["default"]
         # Past all wrappers: pghistory's would read the results before us, our own block's would send again.
@@ -90,9 +89,9 @@ class _Statements:
                 cursor.execute(sql, params)
                 if begins:
                     results.nextset()
-                for written in expected:
-                    if written is not None:
-                        written(results.rowcount, results.fetchall() if results.pgresult.nfields else [])
+                for each in expected:
+                    if each.written is not None:
+                        each.written(results.rowcount, results.fetchall() if results.pgresult.nfields else [])
                     results.nextset()
         finally:
             connection.execute_wrappers = wrappers
@@ -163,22 +162,11 @@ def _collecting() -> Iterator[_Statements]:
         _waiting.reset(token)
 
 
-def write(
-    sql: str,
-    params: Sequence[Any],
-    *,
-    context: dict[str, Any] | None,
-    written: Written,
-    with_commit: str | None,
-) -> None:
-    """One write, now or with what waits; ``context`` is for the history, None where it tells nothing of this.
-
-    ``with_commit``: the same for a message that commits too. There ``written`` is called too late to take anything
-    back, so the statement itself fails, by a division by zero, where ``written`` would raise; None if it cannot.
-    """
+def write(statement: Statement, *, context: dict[str, Any] | None) -> None:
+    """One write, now or with what waits; ``context`` is for the history, None where it tells nothing of this."""
     waiting = _waiting.get()
     statements = waiting or _Statements()
-    statements.add_write(sql, params, context=context, written=written, with_commit=with_commit)
+    statements.add_write(statement, context=context)
     if waiting is None:
         statements.send()
 
@@ -192,6 +180,6 @@ def ask(*questions: tuple[str, Sequence[Any]]) -> list[Rows]:
     statements = _waiting.get() or _Statements()
     found: list[Rows] = []
     for sql, params in questions:
-        statements.add(sql, params, lambda _, rows: found.append(rows))
+        statements.add(Statement(sql=sql, params=params, written=lambda _, rows: found.append(rows)))
     statements.send()
     return found

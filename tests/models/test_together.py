@@ -320,6 +320,22 @@ def test_an_error_of_the_last_writes_is_told_as_it_is_and_nothing_is_committed(
 
 
 @pytest.mark.django_db(transaction=True)
+def test_what_was_marked_to_be_rolled_back_is_not_committed() -> None:
+    row = SellerTransferFactory(reversal_pending=True)
+
+    @committed_together()
+    def act() -> None:
+        together.ask(("SELECT 1", []))
+        give_up(row)
+        transaction.set_rollback(True)
+
+    with pytest.raises(transaction.TransactionManagementError):
+        act()
+    assert stored(row) == "reversal_pending"
+    assert is_idle()
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_transaction_whose_last_message_only_asked_is_committed_all_the_same() -> None:
     row = SellerTransferFactory(reversal_pending=True)
     with committed_together():
