@@ -46,6 +46,10 @@ class ReversalStatus(TextChoices):
     CANCELED = "canceled", _("canceled")
 
 
+# How Stripe says that a pending reversal will not happen (docs.stripe.com/connect/pending-transfer-reversals).
+REVERSAL_GIVEN_UP = frozenset({"failed", "canceled"})
+
+
 class RefundStatus(TextChoices):
     """A buyer's refund: Stripe's states, and one of ours before Stripe has answered."""
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
+from marketplace.states import REVERSAL_GIVEN_UP
+
 # --- Facts: what Stripe says of its objects ---------------------------------------------------------------------------
 
 
@@ -23,10 +25,6 @@ class TransferFacts:
     operation_id: str
     # The connected account; empty where Stripe gives none.
     destination: str = ""
-
-
-# How Stripe says that a pending reversal will not happen (docs.stripe.com/connect/pending-transfer-reversals).
-REVERSAL_GIVEN_UP = frozenset({"failed", "canceled"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from django.utils.translation import gettext_lazy as _
 from marketplace.models.lifecycle import is_currency
 from marketplace.models.transfers import SellerTransfer, TransferReversal, reversal_agrees, transfer_agrees
 from marketplace.money import Money
+from marketplace.states import REVERSAL_GIVEN_UP
 
 # One that Stripe gave up while it was pending there has a row in its place.
-OPEN = Q(status="failed") & ~Q(stripe_status__in=["failed", "canceled"])
+OPEN = Q(status="failed") & ~Q(stripe_status__in=sorted(REVERSAL_GIVEN_UP))
 # What waits for so long is still owed, from then on.
 OWED_SINCE = Coalesce("in_place_of__created_at", "created_at")
 

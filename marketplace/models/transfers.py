@@ -26,7 +26,13 @@ from marketplace.models.notices import Notice, announces, tells_the_seller
 from marketplace.models.refunds import Refund
 from marketplace.models.sales import Order, Seller
 from marketplace.money import Money
-from marketplace.states import ALLOWED_TRANSITIONS, REVERSAL_TRANSITIONS, ReversalStatus, TransferStatus
+from marketplace.states import (
+    ALLOWED_TRANSITIONS,
+    REVERSAL_GIVEN_UP,
+    REVERSAL_TRANSITIONS,
+    ReversalStatus,
+    TransferStatus,
+)
 
 # What sellers owe for.
 Source = Refund | Dispute
@@ -697,6 +703,11 @@ class TransferReversal(Lifecycle):
     def amount_settled(self) -> int:
         """What of it came back another way than by Stripe's reversal, or is not asked for any more."""
         return self.amount_recovered + self.amount_written_off
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether Stripe gave it up after all: another row is owed in its place."""
+        return self.status == ReversalStatus.FAILED and self.stripe_status in REVERSAL_GIVEN_UP
 
     @property
     def amount_open(self) -> int:

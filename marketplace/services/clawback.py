@@ -16,7 +16,7 @@ from django.db.models import Sum
 
 from marketplace import money
 from marketplace.errors import UnknownOrder, Unwanted
-from marketplace.gateway.contract import REVERSAL_GIVEN_UP, AlreadyReversed, InsufficientFunds, Refused
+from marketplace.gateway.contract import AlreadyReversed, InsufficientFunds, Refused
 from marketplace.models import (
     Dispute,
     Order,
@@ -94,8 +94,7 @@ def taken(transfer: SellerTransfer, reversals_of_it: Iterable[TransferReversal])
 
 def _stands(reversal: TransferReversal) -> bool:
     # One that Stripe gave up has a row in its place.
-    is_replaced = reversal.status == ReversalStatus.FAILED and reversal.stripe_status in REVERSAL_GIVEN_UP
-    return reversal.status != ReversalStatus.CANCELED and not is_replaced
+    return reversal.status != ReversalStatus.CANCELED and not reversal.is_replaced
 
 
 # --- What has to be taken ---------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from marketplace.errors import NotAllowedNow
-from marketplace.gateway.contract import REVERSAL_GIVEN_UP
 from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer, Source, TransferReversal, together
 from marketplace.services import outcomes, reversals, statement_lines
 from marketplace.states import ReversalStatus, TransferStatus
@@ -65,8 +64,7 @@ def _drop_debts(
 
 
 def _is_owed(row: TransferReversal) -> bool:
-    is_replaced = row.status == ReversalStatus.FAILED and row.stripe_status in REVERSAL_GIVEN_UP
-    return row.status in {ReversalStatus.PENDING, ReversalStatus.FAILED} and not is_replaced
+    return row.status in {ReversalStatus.PENDING, ReversalStatus.FAILED} and not row.is_replaced
 
 
 def _grow(transfers: OfSeller, amount: int, *, actor: str, reason: str, **_: Any) -> int:

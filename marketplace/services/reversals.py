@@ -20,7 +20,6 @@ from marketplace import throttle
 from marketplace.backoff import RetryPolicy
 from marketplace.errors import DATABASE_TROUBLE, NotAllowedNow, StaleTransition, Unwanted
 from marketplace.gateway.contract import (
-    REVERSAL_GIVEN_UP,
     AlreadyReversed,
     Busy,
     Denied,
@@ -184,9 +183,7 @@ def relieve(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     theirs was for the same. Runs in the caller's transaction.
     """
     rows = list(transfer.reversals.all())
-    failed = [
-        each for each in rows if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
-    ]
+    failed = [each for each in rows if each.status == ReversalStatus.FAILED and not each.is_replaced]
     is_owing = [each for each in rows if each.status == ReversalStatus.PENDING]
     is_sent = bool(transfer.stripe_transfer_id)
     is_reversing = transfer.status == TransferStatus.REVERSAL_PENDING
@@ -212,8 +209,8 @@ def debt_settled(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     """The transfer's own row after a debt on it was settled another way than by its reversal: it needs a person no more
     once no failed reversal is left, and what waited behind that one is due. Runs in the caller's transaction.
     """
-    has_failed = transfer.reversals.filter(status=ReversalStatus.FAILED).exclude(stripe_status__in=REVERSAL_GIVEN_UP)
-    if transfer.status != TransferStatus.PERMANENTLY_FAILED or has_failed.exists():
+    has_failed = any(not each.is_replaced for each in transfer.reversals.filter(status=ReversalStatus.FAILED))
+    if transfer.status != TransferStatus.PERMANENTLY_FAILED or has_failed:
         transfer.change(reason=reason, actor=actor)
         return
     settled: dict[str, Any] = {**outcomes.CLEARED_ERROR, "failed_leg": ""}
@@ -231,11 +228,7 @@ def owe_again(undone: TransferReversal, transfer: SellerTransfer, *, amount: int
     rows = list(transfer.reversals.exclude(status=ReversalStatus.CANCELED))
     gone = max(transfer.amount_reversed, sum(each.amount for each in rows if each.status == ReversalStatus.SUCCEEDED))
     gone += sum(each.amount_settled for each in transfer.reversals.all())
-    gone += sum(
-        each.amount_open
-        for each in rows
-        if each.status != ReversalStatus.SUCCEEDED and each.stripe_status not in REVERSAL_GIVEN_UP
-    )
+    gone += sum(each.amount_open for each in rows if each.status != ReversalStatus.SUCCEEDED and not each.is_replaced)
     owed = min(amount, transfer.amount - gone)
     if owed <= 0:
         return 0
@@ -863,10 +856,7 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     place of the old one. Runs inside the caller's transaction, which holds the lock.
     """
     failed = [
-        each
-        for each in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id")
-        # The others were replaced at that time.
-        if each.stripe_status not in REVERSAL_GIVEN_UP
+        each for each in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id") if not each.is_replaced
     ]
     replaced = []
     for reversal in failed:

@@ -13,7 +13,7 @@ import structlog
 from django.db.models.functions import Now
 
 from marketplace.errors import ConflictingFacts, NotAllListed, UnknownTransfer
-from marketplace.gateway.contract import REVERSAL_GIVEN_UP, ReversalFacts, TransferFacts
+from marketplace.gateway.contract import ReversalFacts, TransferFacts
 from marketplace.models import SellerTransfer, TransferReversal, taking_back
 from marketplace.services import clawback, funds, leases, outcomes, reversals
 from marketplace.states import ReversalStatus, TransferStatus
@@ -160,9 +160,7 @@ def _conclude(
     proven: dict[str, Any] = {"amount_reversed": amount_reversed, "stripe_reversal_id": newest}
     settled = {**proven, **outcomes.CLEARED_ERROR, **leases.RELEASED, "failed_leg": "", "next_retry_at": None}
     owed = [each for each in now if each.status == ReversalStatus.PENDING]
-    failed = [
-        each for each in now if each.status == ReversalStatus.FAILED and each.stripe_status not in REVERSAL_GIVEN_UP
-    ]
+    failed = [each for each in now if each.status == ReversalStatus.FAILED and not each.is_replaced]
     if amount_reversed == transfer.amount:
         for reversal in (*owed, *failed):
             reversal.transition(
