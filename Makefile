@@ -49,7 +49,7 @@ test: env chromium ## Run the whole suite
 simulate: env ## Days of faults and crashes from seeds: SEEDS=5000, SEED=123 for one with its steps, PLANT=? for bugs
 	@$(BIN)/python -m tests.simulation $(if $(SEEDS),--seeds=$(SEEDS)) $(if $(SEED),--seed=$(SEED)) $(if $(PLANT),--plant='$(PLANT)')
 
-bench: env ## Measure the bars, about a quarter of an hour; ONLY=throughput,claim for some, QUICK=1 for a look
+bench: env ## Measure the bars, about half an hour; ONLY=throughput,claim for some, QUICK=1 for a look
 	@$(BIN)/python -m bench $(if $(ONLY),--only=$(ONLY)) $(if $(QUICK),--quick) $(if $(DOCS),--docs)
 
 check: env ## Lint, types, layers, migrations, deployment settings, docs

@@ -154,7 +154,6 @@ def _machine(run: Run, *, seconds: float) -> dict[str, Any]:
         "when": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "minutes": round(seconds / 60, 1),
         "quick": run.quick,
-        "repetitions": run.repetitions,
         "commit": commit.stdout.strip(),
         "processor": model[1].strip() if model else platform.processor(),
         "processors": os.cpu_count(),

@@ -122,7 +122,7 @@ def page(results: Mapping[str, Any]) -> str:
     """What docs/benchmarks.md shows of the results, which may be of several runs."""
     runs = results["runs"]
     lines = [
-        *("\n".join([_ran(run, says_what=len(runs) > 1), ""]) for run in runs),
+        *("\n".join([_ran(run, results["rows"], says_what=len(runs) > 1), ""]) for run in runs),
         markdown(results["rows"]),
         "",
         "The machine meanwhile (steal and busy: shares of all processors' time; the loop is always the same work):",
@@ -136,14 +136,16 @@ def page(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ran(run: Mapping[str, Any], *, says_what: bool) -> str:
+def _ran(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, says_what: bool) -> str:
     versions = {**run["packages"], **run["compared_with"]}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    turns = sorted({len(row["values"]) for row in rows if row["measurement"] in run["measurements"]})
+    often = " or ".join(map(str, turns))
     what = f" of {', '.join(f'`{name}`' for name in run['measurements'])}" if says_what else ""
     return (
         f"Run{what} on {run['when']}, commit {run['commit']}: {run['processors']} × {run['processor']},"
         f" {run['memory_gb']} GB, Python {run['python']}, PostgreSQL {run['postgresql']}, {packages};"
-        f" {run['repetitions']} repetitions, {run['minutes']} minutes."
+        f" each figure {often} times, {run['minutes']} minutes."
     )
 
 

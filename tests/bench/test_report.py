@@ -96,8 +96,9 @@ def test_the_results_of_a_real_run_stand_in_the_docs_as_they_were_measured() -> 
     assert {each["measurement"] for each in written["rows"]} == set(command.MEASUREMENTS)
     assert {name for run in written["runs"] for name in run["measurements"]} == set(command.MEASUREMENTS)
     for run in written["runs"]:
-        assert run["repetitions"] >= 3
         assert run["when"] in page[0]
     for each in written["rows"]:
+        # What takes minutes is measured once.
+        assert len(each["values"]) >= (1 if each["measurement"] in {"idle", "memory"} else 3)
         verdict = "met" if each["met"] else r"\*\*not met\*\*"
         assert re.search(rf"^\| {re.escape(each['figure'])} \| .* \| {verdict} \|", page[0], re.MULTILINE), each
