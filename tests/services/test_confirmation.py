@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from marketplace import throttle
 from marketplace.errors import StaleTransition
 from marketplace.gateway.contract import REVERSE_ENDPOINT, ReversalFacts, Reversed
+from marketplace.metrics import POISON
 from marketplace.models import CircuitBreaker, SellerTransfer, TransferReversal, confirmation
 from marketplace.services import leases, reversals, transfers
 from marketplace.services.reversals import Claimed
@@ -319,9 +320,12 @@ def test_a_row_that_cannot_be_is_set_aside_and_the_others_of_its_batch_are_claim
     broken = SellerTransferFactory(permanently_failed=True)
     SellerTransfer.objects.filter(pk=broken.pk).update(status="reversal_pending", next_retry_at=Now())
     other = SellerTransferFactory(reversal_pending=True)
+    counter = POISON.labels(work="reversal")
+    before = counter._value.get()
     with capture_logs() as logs:
         claimed = reversals.claim(batch_size=9, lease=LEASE)
     assert [each.transfer.pk for each in claimed] == [other.pk]
+    assert counter._value.get() == before + 1
     broken.refresh_from_db()
     assert (broken.status, broken.last_error_code) == (TransferStatus.PERMANENTLY_FAILED, "unexpected_error")
     assert "would owe more than it was" in broken.last_error_message
@@ -345,7 +349,9 @@ def test_a_row_whose_lease_was_lost_while_it_was_claimed_is_let_be(monkeypatch: 
         return held(model, pk, token)
 
     monkeypatch.setattr(leases, "held", lose)
-    assert [each.transfer.pk for each in reversals.claim(batch_size=9, lease=LEASE)] == [other.pk]
+    with capture_logs() as logs:
+        assert [each.transfer.pk for each in reversals.claim(batch_size=9, lease=LEASE)] == [other.pk]
+    assert logs == []
     assert (lost.reversals.count(), SellerTransfer.objects.get(pk=lost.pk).status) == (0, "reversal_pending")
 
 

@@ -228,6 +228,19 @@ def test_rows_that_fail_by_themselves_do_not_keep_it_open(at_stripe: Make, gatew
     assert CircuitBreaker.objects.get().opened_at is None
 
 
+def test_a_probe_that_stripe_refuses_closes_it(gateway: Any, simulator: Any) -> None:
+    """Stripe works: it says no to this one row, of which it knows no transfer."""
+    SellerTransferFactory(reversal_pending=True)
+    rule = simulator.faults.add("unavailable")
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    simulator.faults.remove(rule)
+    make_due()
+    drain(queue)
+    assert SellerTransfer.objects.get().last_error_code == "not_found"
+    assert CircuitBreaker.objects.get().opened_at is None
+
+
 @pytest.mark.parametrize("action", ["lock_timeout", "rate_limited", "conflict"])
 def test_a_probe_that_was_told_to_wait_tells_nothing_and_the_next_one_comes_soon(
     at_stripe: Make, gateway: Any, simulator: Any, action: str

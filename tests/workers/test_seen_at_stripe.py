@@ -579,6 +579,17 @@ def test_what_an_older_program_knew_of_is_not_taken_off_what_is_owed_once_more(
     assert rows(transfer)[0] == (Cause.REFUND, ReversalStatus.PENDING, left)
 
 
+def test_what_others_take_is_taken_off_what_is_owed_whatever_was_recorded_before(
+    at_stripe: Make, deliver: Deliver, simulator: Any, told: Any
+) -> None:
+    transfer = at_stripe(2000)
+    owed(transfer, 1000)
+    for amount, left in ((500, 500), (200, 300)):
+        simulator.create_reversal(transfer.stripe_transfer_id, amount)
+        deliver(told()[-1])
+        assert rows(transfer)[0] == (Cause.REFUND, ReversalStatus.PENDING, left)
+
+
 def test_ours_is_adopted_beside_what_an_older_program_knew_of(
     at_stripe: Make, deliver: Deliver, simulator: Any, told: Any, gateway: Any
 ) -> None:
