@@ -10,7 +10,7 @@ DEPLOYED := USE_TLS=true DEBUG=false ALLOWED_HOSTS=pay.example.com \
 	STRIPE_SECRET_KEY=sk_test_deploymentcheck STRIPE_WEBHOOK_SECRETS=whsec_deploymentcheck
 # The modules that move money: every line and branch of them is run by the tests.
 MONEY := marketplace/services/*,marketplace/inbox.py,marketplace/gateway/*,marketplace/models/*,marketplace/workers/*
-MONEY := $(MONEY),marketplace/money.py,marketplace/backoff.py,marketplace/states.py
+MONEY := $(MONEY),marketplace/slots.py,marketplace/money.py,marketplace/backoff.py,marketplace/states.py
 
 .PHONY: help env lock migrate demo test simulate bench check format screenshots chromium stop clean
 

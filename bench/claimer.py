@@ -14,14 +14,14 @@ import django
 django.setup()
 
 from marketplace.gateway.contract import ReversalFacts, Reversed  # noqa: E402 - after Django
-from marketplace.services import reversals  # noqa: E402
+from marketplace.services import reversal_claims, reversal_settling  # noqa: E402
 
 numbers = itertools.count(1)
 
 
 def claim(count: int) -> tuple[float, int]:
     began = time.perf_counter()
-    claimed = reversals.claim(batch_size=count, lease=timedelta(minutes=5))
+    claimed = reversal_claims.claim(batch_size=count, lease=timedelta(minutes=5))
     took = (time.perf_counter() - began) * 1000
     # As in life: what was claimed is gone from the front of the queue before more is.
     for each in claimed:
@@ -32,7 +32,7 @@ def claim(count: int) -> tuple[float, int]:
             operation_id=str(each.reversal.operation_id),
             status="",
         )
-        reversals.settle(each, Reversed(reversal=made), actor="benchmark")
+        reversal_settling.settle(each, Reversed(reversal=made), actor="benchmark")
     return took, len(claimed)
 
 

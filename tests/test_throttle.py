@@ -25,7 +25,7 @@ from marketplace.gateway.contract import (
     ReversalsListed,
 )
 from marketplace.models import CircuitBreaker, RequestAllowance
-from marketplace.services import leases, reversals
+from marketplace.services import leases, reversal_claims
 from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory
 
@@ -324,10 +324,10 @@ def allowance() -> throttle.RequestAllowance:
     return throttle.RequestAllowance(20)
 
 
-def claim(allowance: throttle.RequestAllowance) -> list[reversals.Claimed]:
+def claim(allowance: throttle.RequestAllowance) -> list[reversal_claims.Claimed]:
     turn = throttle.in_advance(allowance, REVERSE)
     assert turn is not None
-    return reversals.claim(batch_size=9, lease=timedelta(minutes=5), turn=turn)
+    return reversal_claims.claim(batch_size=9, lease=timedelta(minutes=5), turn=turn)
 
 
 @pytest.mark.django_db

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from marketplace.gateway.contract import InsufficientFunds, NotFound
 from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer
-from marketplace.services import outcomes, reversals
+from marketplace.services import outcomes, reversal_settling
 
 BY_ITSELF = "Nothing is needed: the next attempt comes by itself."
 
@@ -27,7 +27,7 @@ OF_CODES: Mapping[str, Text] = {
         "A reversal is owed, but the row has no Stripe transfer id (tr_…), so nothing can be sent.",
         "Find the transfer in Stripe's dashboard, enter its id, then Retry.",
     ),
-    reversals.PARTLY_REVERSED_ELSEWHERE: Text(
+    reversal_settling.PARTLY_REVERSED_ELSEWHERE: Text(
         "Somebody else reversed a part of the transfer, and less is left at Stripe than is owed.",
         "Decide whether theirs was meant for the same refund. If not, Retry takes what is left.",
     ),
@@ -39,7 +39,7 @@ OF_CODES: Mapping[str, Text] = {
         "An object with our operation id is at Stripe with another amount or currency than our row.",
         "A developer has to look: a retry changes nothing while the facts differ.",
     ),
-    reversals.RETRIES_EXHAUSTED: Text(
+    reversal_settling.RETRIES_EXHAUSTED: Text(
         "All retries are spent, and Stripe answered to everyone else meanwhile: the trouble is this row's, or its"
         " seller's.",
         "Read the last answer, mend its cause, then Retry.",

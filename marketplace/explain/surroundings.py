@@ -15,7 +15,7 @@ from marketplace.models import (
     SellerTransfer,
     TransferReversal,
 )
-from marketplace.services import outcomes, reversals, transfers
+from marketplace.services import outcomes, reversal_claims, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 
 # More are not counted: whoever waits behind a thousand waits.
@@ -46,7 +46,7 @@ SENDING = Queue(
     command="run_transfer_retry_worker",
 )
 REVERSING = Queue(
-    work=reversals.WORK,
+    work=reversal_claims.WORK,
     statuses=(TransferStatus.REVERSAL_PENDING,),
     prefix="REVERSAL",
     switch="REVERSAL_WORKER_ENABLED",

@@ -17,7 +17,7 @@ from marketplace.explain.words import count, moment, span
 from marketplace.gateway.contract import Busy, Denied, InsufficientFunds, Postponed, RateLimited
 from marketplace.models import GIVE_BACK_UNDECIDED, SellerTransfer, TransferReversal
 from marketplace.money import Money
-from marketplace.services import outcomes, reversals
+from marketplace.services import outcomes, reversal_settling
 from marketplace.states import IN_MOTION, ReversalStatus, TransferStatus
 
 MOST_ATTEMPTS = 20
@@ -217,7 +217,8 @@ class _InMotion:
         if code == FUNDS and self.leg == SellerTransfer.Leg.REVERSING:
             answer = self._for_funds()
         elif code == "pending_at_stripe":
-            why = f"Stripe looks at it about hourly, and so do we: every {span(reversals.PENDING_REVERSAL_INTERVAL)}"
+            every = span(reversal_settling.PENDING_REVERSAL_INTERVAL)
+            why = f"Stripe looks at it about hourly, and so do we: every {every}"
             answer = self._waiting(Kind.PENDING_AT_STRIPE, why)
         elif self._rests() and self.in_turn is not None and self.in_turn.unwanted_amount:
             # However old its key is: it takes no other.

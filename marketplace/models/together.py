@@ -8,9 +8,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from django.db import DataError, connections, transaction
@@ -29,8 +28,7 @@ TIMESTAMPTZ_LOADER = psycopg.adapters.get_loader(psycopg.adapters.types["timesta
 _CONTEXT = "SET LOCAL pghistory.context_metadata = %s"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     """What is sent, and who hears what became of it."""
 
     sql: str

@@ -18,7 +18,7 @@ from marketplace import selectors
 from marketplace.gateway.contract import InsufficientFunds
 from marketplace.models import BULK_RETRIES_CHANNEL, BulkRetry, BulkRetryItem, SellerTransfer
 from marketplace.money import Money
-from marketplace.services import bulk_retries, leases, outcomes, reversals, transfers
+from marketplace.services import bulk_retries, leases, outcomes, reversal_claims, transfers
 from marketplace.states import BulkRetryItemStatus, BulkRetryStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ LOOK_INTERVAL = timedelta(seconds=5)
 
 _B, _I = BulkRetryStatus, BulkRetryItemStatus
 # Whose breaker holds a leg back.
-WORK_OF_LEG = {SellerTransfer.Leg.SENDING: transfers.WORK, SellerTransfer.Leg.REVERSING: reversals.WORK}
+WORK_OF_LEG = {SellerTransfer.Leg.SENDING: transfers.WORK, SellerTransfer.Leg.REVERSING: reversal_claims.WORK}
 # In these more may be retried.
 OPEN = (_B.CANARY, _B.RUNNING)
 # Whose retry was made, and what became of it is known.

@@ -27,8 +27,9 @@ from marketplace.models import (
     TransferReversal,
     taking_back,
 )
-from marketplace.services import debts, give_backs, outcomes, reversals
-from marketplace.services.reversals import Claimed, ReversalAnswer
+from marketplace.services import debts, give_backs, outcomes, reversal_claims, reversal_settling, reversals
+from marketplace.services.reversal_claims import Claimed
+from marketplace.services.reversal_settling import ReversalAnswer
 from marketplace.shares import Loss, RefundCommission, Sale, targets
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 
@@ -278,21 +279,21 @@ def give_back(found: taking_back.Found, *, source: Source, actor: str, reason: s
 
 
 def settle(claimed: Claimed, answer: ReversalAnswer, *, actor: str, stripe_is_down: bool = False) -> outcomes.Settled:
-    """As ``reversals.settle``. Where the reversal was no longer owed, or not all of it, or others of ours were found to
-    be at Stripe, the order is levelled then: what Stripe took all the same is given back, what was canceled and is owed
-    in part is owed anew.
+    """As ``reversal_settling.settle``. Where the reversal was no longer owed, or not all of it, or others of ours were
+    found to be at Stripe, the order is levelled then: what Stripe took all the same is given back, what was canceled
+    and is owed in part is owed anew.
     """
     try:
-        return reversals.settle(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
+        return reversal_settling.settle(claimed, answer, actor=actor, stripe_is_down=stripe_is_down)
     except Unwanted:
         with transaction.atomic(durable=True):
             # The order's lock comes before those of its transfers, and theirs by number: levelling needs them all.
             taking_back.found(taking_back.BY_ID, claimed.transfer.order_id)
-            settled = reversals.settle_step_by_step(
+            settled = reversal_settling.settle_step_by_step(
                 claimed, answer, actor=actor, stripe_is_down=stripe_is_down, is_order_locked=True
             )
             _after_settling(claimed, answer, actor=actor)
-            outcomes.count_success(reversals.WORK, answer)
+            outcomes.count_success(reversal_claims.WORK, answer)
         return settled
 
 

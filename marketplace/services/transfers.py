@@ -29,7 +29,7 @@ from marketplace.gateway.contract import (
     Unknown,
 )
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
-from marketplace.services import leases, outcomes, reversals
+from marketplace.services import leases, outcomes, reversal_settling, reversals
 from marketplace.states import IN_MOTION, ReversalStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -227,7 +227,7 @@ class _Settlement:
             spent = f"{self.transfer.retry_count} retries spent; last: {error['last_error_code']}:"
             message = f"{spent} {error['last_error_message']}"
             self._move_to_person(
-                {**error, "last_error_code": reversals.RETRIES_EXHAUSTED, "last_error_message": message},
+                {**error, "last_error_code": reversal_settling.RETRIES_EXHAUSTED, "last_error_message": message},
                 **looks,
             )
             return

@@ -33,8 +33,17 @@ from marketplace.models import (
     SellerTransfer,
     WebhookEvent,
 )
-from marketplace.services import clawback, leases, notices, outcomes, refunds, reversals
-from marketplace.services.reversals import Claimed, NoLongerOwed, ReversalAnswer
+from marketplace.services import (
+    clawback,
+    leases,
+    notices,
+    outcomes,
+    refunds,
+    reversal_claims,
+    reversal_settling,
+)
+from marketplace.services.reversal_claims import Claimed
+from marketplace.services.reversal_settling import NoLongerOwed, ReversalAnswer
 from marketplace.slots import CallSlots
 from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.bulk_retries import BulkRetryQueue
@@ -49,20 +58,20 @@ logger = structlog.get_logger(__name__)
 class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
     """Transfers in ``reversal_pending`` that are due."""
 
-    name = reversals.WORK
+    name = reversal_claims.WORK
     channel = REVERSING_CHANNEL
-    due = reversals.DUE
+    due = reversal_claims.DUE
     answered = "reversal_answered"
     settled = "reversal_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
         turn = throttle.in_advance(self._gateway.gate, REVERSE_ENDPOINT) if self._slots.are_all_free else None
-        return reversals.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker, turn=turn)
+        return reversal_claims.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker, turn=turn)
 
     def _attempt(self, claimed: Claimed) -> bool:
         if claimed.transfer.stripe_transfer_id:
             return super()._attempt(claimed)
-        reversals.settle_missing_id(claimed, actor=self._actor)
+        reversal_settling.settle_missing_id(claimed, actor=self._actor)
         return False
 
     def _ask(self, claimed: Claimed) -> ReversalAnswer:
@@ -73,7 +82,7 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
                 return listed
             if not isinstance(listed, ReversalsListed):
                 return outcomes.of_look(listed)
-            found = reversals.find(claimed, listed.reversals)
+            found = reversal_claims.find(claimed, listed.reversals)
             if found is not None:
                 return Reversed(reversal=found)
             if claimed.reversal.stripe_reversal_id:
@@ -83,9 +92,9 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
                 first = claimed.reversal.first_attempted_at
                 if too_early := outcomes.too_early_for_a_new_key(first, now=claimed.claimed_at):
                     return too_early
-                claimed = reversals.begin_generation(claimed)
+                claimed = reversal_claims.begin_generation(claimed)
             if claimed.reversal.unwanted_amount:
-                return reversals.too_early_to_drop(claimed) or NoLongerOwed()
+                return reversal_claims.too_early_to_drop(claimed) or NoLongerOwed()
         return self._gateway.reverse_transfer(
             claimed.transfer.stripe_transfer_id,
             amount=claimed.reversal.amount,
@@ -113,7 +122,7 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
         return claimed.reversal.traceparent
 
     def settle_unexpected(self, claimed: Claimed, exception: Exception) -> None:
-        reversals.settle_unexpected(claimed, exception, actor=self._actor)
+        reversal_settling.settle_unexpected(claimed, exception, actor=self._actor)
 
     def _give_up_lease(self, claimed: Claimed) -> None:
         leases.release(SellerTransfer, claimed.transfer.pk, claimed.transfer.lease_token)

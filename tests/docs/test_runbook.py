@@ -10,7 +10,7 @@ from django.db import connection
 
 from marketplace import inbox
 from marketplace.models import GIVE_BACK_UNDECIDED, Drift
-from marketplace.services import debts, disputes, outcomes, reversals, transfers
+from marketplace.services import debts, disputes, outcomes, reversal_claims, reversal_settling, transfers
 from tests.factories import SellerTransferFactory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def test_every_kind_of_drift_has_its_entry(kind: str) -> None:
 
 def written_codes() -> set[str]:
     """The error codes that the code writes down by name: arguments of ``error(…)`` and constants beside them."""
-    found = {*outcomes.CODES.values(), reversals.PARTLY_REVERSED_ELSEWHERE, reversals.RETRIES_EXHAUSTED}
+    found = {*outcomes.CODES.values(), reversal_settling.PARTLY_REVERSED_ELSEWHERE, reversal_settling.RETRIES_EXHAUSTED}
     found |= {GIVE_BACK_UNDECIDED, inbox.UNKNOWN_ORDER, inbox.UNKNOWN_TRANSFER, inbox.NOT_ALL_LISTED}
     found.add(disputes.ANOTHER_CURRENCY)
     for path in [*(ROOT / "marketplace" / "services").glob("*.py"), ROOT / "marketplace" / "inbox.py"]:
@@ -70,7 +70,7 @@ def test_after_a_restore_every_open_row_looks_first() -> None:
     with connection.cursor() as cursor:
         cursor.execute(RESTORED)
     [sending] = transfers.claim(batch_size=9, lease=timedelta(minutes=5))
-    [reversing] = reversals.claim(batch_size=9, lease=timedelta(minutes=5))
+    [reversing] = reversal_claims.claim(batch_size=9, lease=timedelta(minutes=5))
     assert (sending.pk, transfers.must_look(sending), sending.in_doubt) == (unsent.pk, True, True)
     assert (reversing.transfer.pk, reversing.must_look) == (owing.pk, True)
     assert debts.why_not_settled_by_hand(refused) == ""

@@ -20,7 +20,7 @@ from marketplace.models import (
     SellerTransfer,
     TransferReversal,
 )
-from marketplace.services import outcomes, reversals
+from marketplace.services import outcomes, reversal_settling
 from marketplace.states import TransferStatus
 from marketplace.workers.heartbeat import Heartbeat
 from tests.docs.test_runbook import PAGE
@@ -439,7 +439,7 @@ def test_every_error_code_of_the_runbook_has_its_sentences() -> None:
 
     assert listed - OF_EVENTS == set(causes.OF_CODES) - {GIVE_BACK_UNDECIDED}
     assert set(causes.OF_CODES_SENDING) <= set(causes.OF_CODES)
-    assert {*outcomes.CODES.values(), reversals.RETRIES_EXHAUSTED} <= set(causes.OF_CODES)
+    assert {*outcomes.CODES.values(), reversal_settling.RETRIES_EXHAUSTED} <= set(causes.OF_CODES)
 
 
 # --- At rest ----------------------------------------------------------------------------------------------------------

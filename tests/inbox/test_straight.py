@@ -17,7 +17,7 @@ from marketplace.errors import StaleTransition
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import ReversalFacts, Reversed
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent, together
-from marketplace.services import refunds, reversals
+from marketplace.services import refunds, reversal_claims, reversal_settling
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from tests.conftest import plain_parameters
 from tests.death.processes import wait_until
@@ -360,21 +360,21 @@ def test_a_refund_beside_the_settles_of_the_same_transfers_loses_no_debt_and_loc
 ) -> None:
     for number in range(5):
         inbox.receive(verified(refunded(simulator, order, 500)))
-        held = reversals.claim(batch_size=10, lease=LEASE)
+        held = reversal_claims.claim(batch_size=10, lease=LEASE)
         assert len(held) == 2
         event = verified(refunded(simulator, order, 500))
 
-        def settle(claimed: reversals.Claimed, number: int = number) -> Callable[[], Any]:
+        def settle(claimed: reversal_claims.Claimed, number: int = number) -> Callable[[], Any]:
             facts = ReversalFacts(
                 stripe_reversal_id=f"trr_{number}_{claimed.reversal.pk}",
                 amount=claimed.reversal.amount,
                 currency=claimed.reversal.currency,
                 operation_id=str(claimed.reversal.operation_id),
             )
-            return lambda: reversals.settle(claimed, Reversed(reversal=facts), actor="a worker")
+            return lambda: reversal_settling.settle(claimed, Reversed(reversal=facts), actor="a worker")
 
         assert at_once(lambda event=event: inbox.receive(event), *map(settle, held)) == []  # type: ignore[misc]
-        for claimed in reversals.claim(batch_size=10, lease=LEASE):
+        for claimed in reversal_claims.claim(batch_size=10, lease=LEASE):
             settle(claimed)()
     order.refresh_from_db()
     assert order.status == OrderStatus.REFUNDED

@@ -11,7 +11,7 @@ from marketplace.gateway.contract import Page
 from marketplace.models import Drift, Order, Reconciliation, SellerTransfer
 from marketplace.reconciliation import looking
 from marketplace.reconciliation import run as runs
-from marketplace.services import reversals
+from marketplace.services import reversal_claims
 from marketplace.states import TransferStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.reconciliation.conftest import Reconcile, kinds, last_run, only, receive, the_transfer
@@ -75,7 +75,7 @@ def test_a_reversal_whose_answer_is_on_its_way_is_no_drift(
 ) -> None:
     """Stripe has made it, the worker has not heard yet."""
     owing(sold, simulator)
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
     simulator.create_reversal(
         claimed.transfer.stripe_transfer_id, metadata={"operation_id": str(claimed.reversal.operation_id)}
     )

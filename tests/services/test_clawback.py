@@ -20,8 +20,17 @@ from marketplace.explain import transfers as explain_transfers
 from marketplace.explain.shapes import Kind
 from marketplace.gateway.contract import Refused
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
-from marketplace.services import clawback, give_backs, outcomes, reversals, seen_at_stripe, transfers
-from marketplace.services.reversals import NoLongerOwed
+from marketplace.services import (
+    clawback,
+    give_backs,
+    outcomes,
+    reversal_claims,
+    reversal_settling,
+    reversals,
+    seen_at_stripe,
+    transfers,
+)
+from marketplace.services.reversal_settling import NoLongerOwed
 from marketplace.shares import Loss, RefundCommission
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal as reversal_worker
@@ -579,8 +588,8 @@ def test_one_that_was_never_sent_because_its_id_is_missing_is_dropped_at_once() 
     record(order)
     with pgtrigger.ignore("marketplace.SellerTransfer:transfer_id_stays"):
         order.transfers.update(stripe_transfer_id="")
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
-    reversals.settle_missing_id(claimed, actor="reversal worker")
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    reversal_settling.settle_missing_id(claimed, actor="reversal worker")
     assert rows(order) == [("permanently_failed", 3000, 0)]
     fails(order)
     assert [each.status for each in TransferReversal.objects.all()] == [ReversalStatus.CANCELED]

@@ -19,8 +19,8 @@ from marketplace.errors import StaleTransition
 from marketplace.gateway.contract import REVERSE_ENDPOINT, ReversalFacts, Reversed
 from marketplace.metrics import POISON
 from marketplace.models import CircuitBreaker, SellerTransfer, TransferReversal, confirmation
-from marketplace.services import leases, reversals, transfers
-from marketplace.services.reversals import Claimed
+from marketplace.services import leases, reversal_claims, reversal_settling, reversals, transfers
+from marketplace.services.reversal_claims import Claimed
 from marketplace.states import ReversalStatus, TransferStatus
 from tests.conftest import plain_parameters
 from tests.factories import SellerTransferFactory, TransferReversalFactory
@@ -32,7 +32,7 @@ Cause = TransferReversal.Cause
 
 def claimed_one(**traits: Any) -> Claimed:
     SellerTransferFactory(**(traits or {"reversal_pending": True}))
-    (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
     return claimed
 
 
@@ -56,7 +56,9 @@ def both_ways(
         with monkeypatch.context() as patched:
             if not short:
                 patched.setattr(confirmation, "confirm", lambda *_, **__: "")
-            settled = reversals.settle(claimed, facts(claimed, stripe_reversal_id=f"trr_{short}"), actor="a worker")
+            settled = reversal_settling.settle(
+                claimed, facts(claimed, stripe_reversal_id=f"trr_{short}"), actor="a worker"
+            )
         transfer = SellerTransfer.objects.get(pk=claimed.transfer.pk)
         reversal = TransferReversal.objects.get(pk=claimed.reversal.pk)
         assert settled.status == transfer.status
@@ -114,7 +116,7 @@ def test_the_short_way_says_what_the_long_one_says(kind: str, monkeypatch: pytes
                 )
             case _:
                 SellerTransferFactory(reversal_pending=True)
-        (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
+        (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
         return claimed
 
     short, long = both_ways(make, monkeypatch)
@@ -127,7 +129,7 @@ def test_the_short_way_says_what_the_long_one_says(kind: str, monkeypatch: pytes
 def test_a_success_is_one_statement(django_assert_num_queries: Any) -> None:
     claimed = claimed_one()
     with django_assert_num_queries(1):
-        reversals.settle(claimed, facts(claimed), actor="a worker")
+        reversal_settling.settle(claimed, facts(claimed), actor="a worker")
 
 
 @pytest.mark.django_db
@@ -135,7 +137,7 @@ def test_a_claim_is_one_statement_however_many_rows(django_assert_num_queries: A
     for _ in range(5):
         SellerTransferFactory(reversal_pending=True)
     with django_assert_num_queries(1):
-        claimed = reversals.claim(batch_size=10, lease=LEASE)
+        claimed = reversal_claims.claim(batch_size=10, lease=LEASE)
     assert len(claimed) == 5
     assert {(row.reversal.transfer_id, row.reversal.amount) for row in claimed} == {
         (row.transfer.pk, row.transfer.amount) for row in claimed
@@ -149,7 +151,7 @@ def test_a_lost_lease_changes_nothing() -> None:
     SellerTransfer.objects.filter(pk=claimed.transfer.pk).update(lease_token=uuid4())
     before = SellerTransfer.objects.values().get(), TransferReversal.objects.values().get()
     with pytest.raises(StaleTransition):
-        reversals.settle(claimed, facts(claimed), actor="a worker")
+        reversal_settling.settle(claimed, facts(claimed), actor="a worker")
     assert (SellerTransfer.objects.values().get(), TransferReversal.objects.values().get()) == before
 
 
@@ -157,7 +159,7 @@ def test_a_lost_lease_changes_nothing() -> None:
 @pytest.mark.parametrize("changes", [{"amount": 1}, {"currency": "usd"}])
 def test_other_facts_than_ours_are_not_confirmed(changes: dict[str, Any]) -> None:
     claimed = claimed_one()
-    settled = reversals.settle(claimed, facts(claimed, **changes), actor="a worker")
+    settled = reversal_settling.settle(claimed, facts(claimed, **changes), actor="a worker")
     assert settled.status == TransferStatus.PERMANENTLY_FAILED
     assert TransferReversal.objects.get().status == ReversalStatus.FAILED
 
@@ -191,15 +193,15 @@ def test_a_debt_added_since_the_claim_is_seen() -> None:
     """The row was touched by whoever added it, so the short way declines and the long one looks."""
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
     TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
-    (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
     with transaction.atomic():
         locked = SellerTransfer.locked(transfer.pk)
         reversals.owe(locked, amount=800, cause=Cause.OPERATOR, source=None, actor="another", reason="more")
     answer = facts(claimed)
     assert confirm(claimed, answer) == ""
-    settled = reversals.settle(claimed, answer, actor="a worker")
+    settled = reversal_settling.settle(claimed, answer, actor="a worker")
     assert settled.status == TransferStatus.REVERSAL_PENDING
-    (rest,) = reversals.claim(batch_size=1, lease=LEASE)
+    (rest,) = reversal_claims.claim(batch_size=1, lease=LEASE)
     assert rest.reversal.amount == 800
 
 
@@ -207,12 +209,12 @@ def test_a_debt_added_since_the_claim_is_seen() -> None:
 def test_a_debt_that_is_added_while_the_statement_waits_for_the_row_is_seen(unblocked_database: None) -> None:
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
     TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
-    (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
     locked, settled = threading.Event(), []
 
     def settle() -> None:
         assert locked.wait(PATIENCE)
-        settled.append(reversals.settle(claimed, facts(claimed), actor="a worker").status)
+        settled.append(reversal_settling.settle(claimed, facts(claimed), actor="a worker").status)
         connections.close_all()
 
     thread = threading.Thread(target=settle)
@@ -259,7 +261,7 @@ def test_a_debt_beyond_the_whole_is_canceled_by_the_long_way() -> None:
     answer = facts(claimed)
     assert confirm(claimed, answer) == ""
     assert TransferReversal.objects.get(pk=claimed.reversal.pk).status == ReversalStatus.PENDING
-    assert reversals.settle(claimed, answer, actor="a worker").status == TransferStatus.REVERSED
+    assert reversal_settling.settle(claimed, answer, actor="a worker").status == TransferStatus.REVERSED
     extra.refresh_from_db()
     assert extra.status == ReversalStatus.CANCELED
 
@@ -268,7 +270,7 @@ def test_a_debt_beyond_the_whole_is_canceled_by_the_long_way() -> None:
 def test_the_breaker_hears_of_the_success() -> None:
     claimed = claimed_one()
     CircuitBreaker.objects.create(work="reversal", channel="c", failing=["seller 1", "seller 2"])
-    reversals.settle(claimed, facts(claimed), actor="a worker")
+    reversal_settling.settle(claimed, facts(claimed), actor="a worker")
     assert CircuitBreaker.objects.get().failing == ["seller 2"]
 
 
@@ -277,8 +279,8 @@ def test_the_breaker_hears_of_the_success() -> None:
 def test_neither_is_part_of_somebodys_transaction(act: str) -> None:
     claimed = claimed_one()
     acts: dict[str, Callable[[], Any]] = {
-        "claim": lambda: reversals.claim(batch_size=1, lease=LEASE),
-        "settle": lambda: reversals.settle(claimed, facts(claimed), actor="a worker"),
+        "claim": lambda: reversal_claims.claim(batch_size=1, lease=LEASE),
+        "settle": lambda: reversal_settling.settle(claimed, facts(claimed), actor="a worker"),
     }
     with transaction.atomic(), pytest.raises(RuntimeError, match="transaction"):
         acts[act]()
@@ -295,7 +297,7 @@ def test_a_claim_with_a_turn_is_planned_once_where_plans_are_kept(*, keeps: bool
         SellerTransferFactory(reversal_pending=True)
         allowance._departures.clear()
         turn = throttle.in_advance(allowance, REVERSE_ENDPOINT)
-        assert len(reversals.claim(batch_size=9, lease=LEASE, turn=turn)) == 1, number
+        assert len(reversal_claims.claim(batch_size=9, lease=LEASE, turn=turn)) == 1, number
     with connection.cursor() as cursor:
         cursor.execute("SELECT generic_plans FROM pg_prepared_statements WHERE statement LIKE '%SKIP LOCKED%'")
         assert [plans > 0 for (plans,) in cursor.fetchall()] == [True] * keeps
@@ -307,9 +309,9 @@ def test_a_claim_with_a_turn_is_planned_once_where_plans_are_kept(*, keeps: bool
 def test_a_claim_that_saw_no_reversal_looks_again_before_it_makes_one() -> None:
     """Written by a transaction that ended while the claiming statement ran."""
     transfer = SellerTransferFactory(reversal_pending=True, amount=5000, reversal=False)
-    (row,) = leases.claim(SellerTransfer, due=reversals.DUE.condition, batch_size=1, lease=LEASE)
+    (row,) = leases.claim(SellerTransfer, due=reversal_claims.DUE.condition, batch_size=1, lease=LEASE)
     owed = TransferReversalFactory(transfer=transfer, amount=1200, cause=Cause.OPERATOR, refund=None)
-    found = reversals._owed_without_mark(row)
+    found = reversal_claims._owed_without_mark(row)
     assert (found.pk, found.first_attempted_at is not None, found.look_first) == (owed.pk, True, False)
     assert TransferReversal.objects.count() == 1
 
@@ -323,7 +325,7 @@ def test_a_row_that_cannot_be_is_set_aside_and_the_others_of_its_batch_are_claim
     counter = POISON.labels(work="reversal")
     before = counter._value.get()
     with capture_logs() as logs:
-        claimed = reversals.claim(batch_size=9, lease=LEASE)
+        claimed = reversal_claims.claim(batch_size=9, lease=LEASE)
     assert [each.transfer.pk for each in claimed] == [other.pk]
     assert counter._value.get() == before + 1
     broken.refresh_from_db()
@@ -332,7 +334,7 @@ def test_a_row_that_cannot_be_is_set_aside_and_the_others_of_its_batch_are_claim
     assert (broken.failed_leg, broken.next_retry_at, broken.lease_token) == ("reversing", None, None)
     assert [entry["transfer"] for entry in logs if entry["event"] == "unexpected_error"] == [broken.pk]
     transfers.retry(transfer_id=broken.pk, actor="user:olga", reason="so it was meant")
-    (again,) = reversals.claim(batch_size=9, lease=LEASE)
+    (again,) = reversal_claims.claim(batch_size=9, lease=LEASE)
     assert again.reversal == broken.reversals.get()
 
 
@@ -350,7 +352,7 @@ def test_a_row_whose_lease_was_lost_while_it_was_claimed_is_let_be(monkeypatch: 
 
     monkeypatch.setattr(leases, "held", lose)
     with capture_logs() as logs:
-        assert [each.transfer.pk for each in reversals.claim(batch_size=9, lease=LEASE)] == [other.pk]
+        assert [each.transfer.pk for each in reversal_claims.claim(batch_size=9, lease=LEASE)] == [other.pk]
     assert logs == []
     assert (lost.reversals.count(), SellerTransfer.objects.get(pk=lost.pk).status) == (0, "reversal_pending")
 
@@ -364,7 +366,7 @@ def test_a_claim_during_which_the_database_goes_away_says_so(monkeypatch: pytest
 
     monkeypatch.setattr(leases, "held", away)
     with pytest.raises(OperationalError), capture_logs() as logs:
-        reversals.claim(batch_size=9, lease=LEASE)
+        reversal_claims.claim(batch_size=9, lease=LEASE)
     assert [entry["event"] for entry in logs] == []
     transfer.refresh_from_db()
     assert (transfer.status, transfer.last_error_code) == (TransferStatus.REVERSAL_PENDING, "")

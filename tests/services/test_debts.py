@@ -13,7 +13,7 @@ from marketplace import selectors
 from marketplace.errors import ConflictingFacts, NotAllowedNow, TooMuch
 from marketplace.gateway.contract import PaymentFacts, Refused, ReversalFacts, Reversed, ServerError
 from marketplace.models import Debt, DebtEntry, Order, Seller, SellerTransfer, TransferReversal
-from marketplace.services import debts, payments, reversals, transfers
+from marketplace.services import debts, payments, reversal_claims, reversal_settling, transfers
 from marketplace.states import ReversalStatus
 from tests.factories import (
     SellerFactory,
@@ -157,7 +157,7 @@ def test_what_waited_behind_a_settled_debt_is_due() -> None:
     pay(owed, 600)
     transfer = SellerTransfer.objects.get(pk=owed.transfer_id)
     assert (transfer.status, transfer.retry_count, transfer.failed_leg) == ("reversal_pending", 0, "")
-    claimed = reversals.claim(batch_size=1, lease=timedelta(minutes=1))
+    claimed = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=1))
     assert [each.reversal for each in claimed] == [behind]
 
 
@@ -264,10 +264,10 @@ def test_a_retry_asks_stripe_only_for_what_is_left() -> None:
 def test_a_debt_that_is_retried_is_not_refused_any_more() -> None:
     owed = debt()
     transfers.retry(transfer_id=owed.transfer_id, actor="user:ann", reason="funds again")
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=1))
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=1))
     assert claimed.reversal == owed
     SellerTransfer.objects.filter(pk=owed.transfer_id).update(retry_count=100)
-    reversals.settle(claimed, ServerError(message="503"), actor="w")
+    reversal_settling.settle(claimed, ServerError(message="503"), actor="w")
     owed.refresh_from_db()
     assert (owed.status, owed.refused) == (ReversalStatus.FAILED, False)
 
@@ -500,8 +500,8 @@ def test_the_next_refund_does_not_take_again_what_was_settled(netting: None, way
 def given_up(order: Order) -> TransferReversal:
     """Stripe says no to what is owed on the order's only transfer."""
     SellerTransfer.objects.filter(pk=order.transfers.get().pk).update(next_retry_at=Now())
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=1))
-    reversals.settle(claimed, Refused(message="closed", code="account_invalid"), actor="w")
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=1))
+    reversal_settling.settle(claimed, Refused(message="closed", code="account_invalid"), actor="w")
     owed: TransferReversal = claimed.reversal
     owed.refresh_from_db()
     assert owed.refused
@@ -511,7 +511,7 @@ def given_up(order: Order) -> TransferReversal:
 def come_back() -> None:
     """Stripe reverses all that is owed, but for what needs a person."""
     SellerTransfer.objects.filter(status="reversal_pending").update(next_retry_at=Now())
-    while claims := reversals.claim(batch_size=1, lease=timedelta(minutes=1)):
+    while claims := reversal_claims.claim(batch_size=1, lease=timedelta(minutes=1)):
         owed = claims[0].reversal
         made = ReversalFacts(
             stripe_reversal_id=f"trr_{owed.pk}",
@@ -519,7 +519,7 @@ def come_back() -> None:
             currency=owed.currency,
             operation_id=str(owed.operation_id),
         )
-        reversals.settle(claims[0], Reversed(reversal=made), actor="w")
+        reversal_settling.settle(claims[0], Reversed(reversal=made), actor="w")
 
 
 def test_what_was_given_back_of_a_netting_that_is_undone_since_does_not_stop_the_next_give_back(netting: None) -> None:

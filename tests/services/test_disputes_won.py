@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from marketplace import selectors
 from marketplace.gateway.contract import Refused
 from marketplace.models import Order, SellerTransfer, TransferReversal
-from marketplace.services import debts, give_backs, reversals, transfers
+from marketplace.services import debts, give_backs, reversal_claims, reversal_settling, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.services.conftest import REVERSE, Make, kept_at_stripe
@@ -86,8 +86,8 @@ def test_while_the_seller_has_no_money(sold: Make, simulator: Any, work: Work, g
 def refused(order: Order) -> TransferReversal:
     """The one reversal that is owed of it, of which Stripe said no: a debt."""
     SellerTransfer.objects.filter(order=order).update(next_retry_at=Now())
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
-    reversals.settle(claimed, Refused(message="account closed", code="account_closed"), actor="worker")
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    reversal_settling.settle(claimed, Refused(message="account closed", code="account_closed"), actor="worker")
     owed = TransferReversal.objects.get(transfer__order=order)
     assert (owed.status, owed.refused) == (ReversalStatus.FAILED, True)
     return owed

@@ -28,7 +28,7 @@ from marketplace.gateway.contract import (
     Unknown,
 )
 from marketplace.models import BalanceWatch, Seller, SellerTransfer, TransferReversal
-from marketplace.services import funds, leases, outcomes, reversals
+from marketplace.services import funds, leases, outcomes, reversal_claims
 from marketplace.states import TransferStatus
 from tests.factories import SellerFactory, SellerTransferFactory, TransferReversalFactory
 from tests.lines import check_is_due, due, seconds_until_check, wait
@@ -288,7 +288,7 @@ def test_after_a_success_nobody_else_is_woken_while_the_next_is_under_way(seller
     for _ in range(2):
         funds.next_in_line(done(seller))
     assert due(line) == [True, False]
-    (claimed,) = reversals.claim(batch_size=9, lease=timedelta(minutes=5))
+    (claimed,) = reversal_claims.claim(batch_size=9, lease=timedelta(minutes=5))
     funds.next_in_line(done(seller))
     assert claimed.transfer.pk == line[0].pk
     assert due(line) == [True, False]

@@ -15,7 +15,15 @@ from django.utils import timezone
 import marketplace
 from marketplace.gateway import contract
 from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import clawback, debts, funds, refunds, reversals, seen_at_stripe
+from marketplace.services import (
+    clawback,
+    debts,
+    funds,
+    refunds,
+    reversal_claims,
+    reversal_settling,
+    seen_at_stripe,
+)
 from marketplace.states import TransferStatus
 from tests.factories import (
     RefundFactory,
@@ -193,7 +201,7 @@ def test_dropping_what_is_no_longer_owed_waits_for_an_earlier_transfer_of_its_or
     unblocked_database: None,
 ) -> None:
     first, last, _ = first_and_last()
-    (claimed,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
-    is_made_way_for(first, last, lambda: clawback.settle(claimed, reversals.NoLongerOwed(), actor="a worker"))
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    is_made_way_for(first, last, lambda: clawback.settle(claimed, reversal_settling.NoLongerOwed(), actor="a worker"))
     last.refresh_from_db()
     assert last.status == TransferStatus.COMPLETED

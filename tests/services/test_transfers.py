@@ -10,7 +10,7 @@ from django.utils import timezone
 from marketplace.errors import ConflictingFacts, NotAllowedNow, NotNow, StripeDenied
 from marketplace.gateway.contract import TransferFacts
 from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import reversals, transfers
+from marketplace.services import reversal_settling, reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from tests.factories import SellerTransferFactory, TransferReversalFactory
 
@@ -206,7 +206,7 @@ def test_after_a_part_came_back_by_other_hands_the_retry_takes_what_is_left() ->
     SellerTransfer.objects.filter(pk=transfer.pk).update(
         amount_reversed=3000,
         stripe_reversal_id="trr_theirs",
-        last_error_code=reversals.PARTLY_REVERSED_ELSEWHERE,
+        last_error_code=reversal_settling.PARTLY_REVERSED_ELSEWHERE,
     )
     retry(transfer)
     old, new = transfer.reversals.order_by("id")

@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 
 from marketplace.errors import StaleTransition
 from marketplace.models import Order, SellerTransfer, TransferReversal
-from marketplace.services import reversals, transfers
-from marketplace.services.reversals import NoLongerOwed
+from marketplace.services import reversal_claims, reversal_settling, transfers
+from marketplace.services.reversal_settling import NoLongerOwed
 from marketplace.states import ReversalStatus
 from marketplace.workers import reversal as reversal_worker
 from tests.factories import order_with_transfers
@@ -77,14 +77,14 @@ def test_of_a_row_without_an_id_nothing_is_owed_once_its_debt_is_dropped(is_clai
     order = order_with_transfers((3000,))
     named(order, "")
     record(order)
-    claimed = reversals.claim(batch_size=1, lease=LEASE) if is_claimed else []
+    claimed = reversal_claims.claim(batch_size=1, lease=LEASE) if is_claimed else []
     fails(order)
     for each in claimed:
         with pytest.raises(StaleTransition):
-            reversals.settle_missing_id(each, actor="reversal worker")
+            reversal_settling.settle_missing_id(each, actor="reversal worker")
     assert rows(order) == [("completed", 3000, 0)]
     assert order.transfers.get().next_retry_at is None
-    assert reversals.claim(batch_size=1, lease=LEASE) == []
+    assert reversal_claims.claim(batch_size=1, lease=LEASE) == []
     assert [each.status for each in TransferReversal.objects.all()] == [ReversalStatus.CANCELED]
 
 
@@ -96,12 +96,12 @@ def test_of_a_row_without_an_id_that_a_worker_took_up_a_part_is_given_back(
     transfer = order.transfers.get()
     named(order, "")
     record_dispute(order, amount=2000, withdrawn=2000)
-    (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
     if is_settled:
-        reversals.settle_missing_id(claimed, actor="reversal worker")
+        reversal_settling.settle_missing_id(claimed, actor="reversal worker")
     record_dispute(order, amount=2000, withdrawn=2000, reinstated=1000, after=1)
     if not is_settled:
-        reversals.settle_missing_id(claimed, actor="reversal worker")
+        reversal_settling.settle_missing_id(claimed, actor="reversal worker")
     now = order.transfers.get()
     assert (now.status, now.last_error_code) == ("permanently_failed", "missing_transfer_id")
     assert TransferReversal.objects.get().amount_open == 900
@@ -117,8 +117,8 @@ def test_of_a_row_without_an_id_that_a_worker_took_up_all_is_given_back_in_two_p
     order = order_with_transfers((3000,))
     named(order, "")
     record_dispute(order, amount=2000, withdrawn=2000)
-    (claimed,) = reversals.claim(batch_size=1, lease=LEASE)
-    reversals.settle_missing_id(claimed, actor="reversal worker")
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=LEASE)
+    reversal_settling.settle_missing_id(claimed, actor="reversal worker")
     record_dispute(order, amount=2000, withdrawn=2000, reinstated=1000, after=1)
     record_dispute(order, "won", amount=2000, withdrawn=2000, reinstated=2000, after=2)
     assert rows(order) == [("completed", 3000, 0)]

@@ -17,7 +17,7 @@ from django.test.utils import override_settings
 from marketplace import inbox, throttle
 from marketplace.errors import StaleTransition
 from marketplace.models import Dispute, Order, SellerTransfer, TransferReversal, confirmation, together
-from marketplace.services import clawback, debts, disputes, leases, outcomes, reversals, transfers
+from marketplace.services import clawback, debts, disputes, leases, outcomes, reversal_claims, reversals, transfers
 from marketplace.shares import Loss
 from marketplace.workers import reversal, stripe_queue, transfer_retry
 
@@ -42,7 +42,7 @@ def planted(what: str) -> Callable[[Callable[[], Iterator[None]]], None]:
 def no_look() -> Iterator[None]:
     def ask(self: Any, claimed: Any) -> Any:
         if claimed.must_look and not claimed.reversal.stripe_reversal_id:
-            claimed = reversals.begin_generation(claimed)
+            claimed = reversal_claims.begin_generation(claimed)
             claimed = replace(claimed, claimed_at=claimed.reversal.first_attempted_at)
         return original(self, claimed)
 
@@ -139,9 +139,9 @@ def no_doubt() -> Iterator[None]:
 
 @planted("claims take rows that are in another worker's hands")
 def claims_ignore_leases() -> Iterator[None]:
-    statement = reversals._CLAIM.replace("lease_expires_at <= statement_timestamp()", "TRUE")
-    assert statement != reversals._CLAIM
-    with patch.object(reversals, "_CLAIM", statement):
+    statement = reversal_claims._CLAIM.replace("lease_expires_at <= statement_timestamp()", "TRUE")
+    assert statement != reversal_claims._CLAIM
+    with patch.object(reversal_claims, "_CLAIM", statement):
         yield
 
 
@@ -162,7 +162,7 @@ def found_by_amount() -> Iterator[None]:
     def find(claimed: Any, listed: Any) -> Any:
         return next((facts for facts in listed if facts.amount == claimed.reversal.amount), None)
 
-    with patch.object(reversals, "find", find):
+    with patch.object(reversal_claims, "find", find):
         yield
 
 

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from marketplace import deadline
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
 from marketplace.models import SellerTransfer
-from marketplace.services import leases, refunds, reversals, transfers
+from marketplace.services import leases, refunds, reversal_settling, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import loop, reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
@@ -735,14 +735,14 @@ def test_an_answer_is_written_down_again_and_again_until_the_database_is_back(
     monkeypatch.setattr("marketplace.workers.loop.DATABASE_PAUSE_SECONDS", 0.0)
     transfer = at_stripe()
     failures = iter(range(3))
-    settle = reversals.settle
+    settle = reversal_settling.settle
 
     def away(*args: Any, **kwargs: Any) -> Any:
         if next(failures, None) is not None:
             raise OperationalError("the database system is shutting down")
         return settle(*args, **kwargs)
 
-    monkeypatch.setattr(reversals, "settle", away)
+    monkeypatch.setattr(reversal_settling, "settle", away)
     with capture_logs() as logs:
         assert drain(reversal.ReversalQueue(gateway)) == 1
     transfer.refresh_from_db()

@@ -17,7 +17,7 @@ from marketplace.errors import StaleTransition, StripeDenied
 from marketplace.gateway import stripe_api
 from marketplace.gateway.contract import NotFound, Refused, Reversed, ServerError
 from marketplace.models import RequestAllowance, SellerTransfer, TransferReversal
-from marketplace.services import debts, leases, reversals, transfers
+from marketplace.services import debts, leases, reversal_claims, reversal_settling, transfers
 from marketplace.slots import CallSlots
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal
@@ -188,7 +188,7 @@ def test_who_waits_behind_one_that_others_reversed_is_next_in_line(
     waiting.update(last_error_code="insufficient_funds", next_retry_at=Now() + timedelta(hours=1))
     simulator.create_reversal(head.stripe_transfer_id)
     due_again(head)
-    (claimed,) = reversals.claim(batch_size=9, lease=LEASE)
+    (claimed,) = reversal_claims.claim(batch_size=9, lease=LEASE)
     assert claimed.transfer == head
     leases.release(SellerTransfer, head.pk, claimed.transfer.lease_token)
     run_reversals()
@@ -216,7 +216,7 @@ def test_partly_reversed_elsewhere_asks_a_person(at_stripe: Make, run_reversals:
     run_reversals()
     transfer.refresh_from_db()
     assert transfer.status == TransferStatus.PERMANENTLY_FAILED
-    assert transfer.last_error_code == reversals.PARTLY_REVERSED_ELSEWHERE
+    assert transfer.last_error_code == reversal_settling.PARTLY_REVERSED_ELSEWHERE
     assert (transfer.amount_reversed, transfer.stripe_reversal_id) == (3000, theirs["id"])
     assert transfer.failed_leg == SellerTransfer.Leg.REVERSING
 
@@ -332,7 +332,7 @@ def test_a_404_to_the_first_send_under_a_next_key_says_that_it_is_not_there(
     due_again(transfer)
     queue = reversal.ReversalQueue(gateway)
     (claimed,) = queue.claim(batch_size=1, lease=LEASE)
-    reversals.begin_generation(claimed)
+    reversal_claims.begin_generation(claimed)
     queue._settle(claimed, NotFound(message="No such transfer"), stripe_is_down=False)
     assert debts.why_not_settled_by_hand(only_reversal(transfer)) == ""
 
@@ -393,7 +393,7 @@ def test_a_key_used_with_other_parameters_is_looked_into(at_stripe: Make, run_re
     due_again(transfer)
     run_reversals()
     transfer.refresh_from_db()
-    assert transfer.last_error_code == reversals.PARTLY_REVERSED_ELSEWHERE
+    assert transfer.last_error_code == reversal_settling.PARTLY_REVERSED_ELSEWHERE
 
 
 def test_ours_with_another_amount_at_stripe_asks_a_person(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
@@ -863,7 +863,7 @@ def test_a_row_that_is_not_due_is_left_alone(at_stripe: Make, run_reversals: Run
 
 def test_a_leased_row_is_left_alone_until_the_lease_has_run_out(at_stripe: Make, run_reversals: Run) -> None:
     transfer = at_stripe()
-    assert reversals.claim(batch_size=10, lease=timedelta(minutes=5))
+    assert reversal_claims.claim(batch_size=10, lease=timedelta(minutes=5))
     assert run_reversals() == 0
     SellerTransfer.objects.filter(pk=transfer.pk).update(lease_expires_at=Now())
     assert run_reversals() == 1
@@ -874,18 +874,18 @@ def test_a_leased_row_is_left_alone_until_the_lease_has_run_out(at_stripe: Make,
 
 def test_a_late_settle_changes_nothing(at_stripe: Make, gateway: Any) -> None:
     transfer = at_stripe()
-    (late,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    (late,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
     SellerTransfer.objects.filter(pk=transfer.pk).update(lease_expires_at=Now())
-    (current,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+    (current,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
     answer = reversal.ReversalQueue(gateway)._ask(late)
     before = SellerTransfer.objects.values().get(pk=transfer.pk)
     with pytest.raises(StaleTransition):
-        reversals.settle(late, answer, actor="late worker")
+        reversal_settling.settle(late, answer, actor="late worker")
     with pytest.raises(StaleTransition):
-        reversals.begin_generation(late)
+        reversal_claims.begin_generation(late)
     assert SellerTransfer.objects.values().get(pk=transfer.pk) == before
     # The one that holds the lease learns the same from the same key.
-    reversals.settle(current, reversal.ReversalQueue(gateway)._ask(current), actor="current worker")
+    reversal_settling.settle(current, reversal.ReversalQueue(gateway)._ask(current), actor="current worker")
     transfer.refresh_from_db()
     assert transfer.status == TransferStatus.REVERSED
 

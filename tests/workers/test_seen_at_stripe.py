@@ -14,7 +14,7 @@ from marketplace.errors import StaleTransition, StripeDenied
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import Postponed
 from marketplace.models import SellerTransfer, TransferReversal, WebhookEvent
-from marketplace.services import clawback, reversals, transfers
+from marketplace.services import clawback, reversal_claims, reversal_settling, transfers
 from marketplace.states import EventStatus, ReversalStatus, TransferStatus
 from marketplace.workers.reversal import EventQueue
 from tests.factories import SellerTransferFactory, TransferReversalFactory
@@ -57,12 +57,12 @@ def owed(transfer: SellerTransfer, amount: int) -> TransferReversal:
     return only
 
 
-def claimed_one() -> reversals.Claimed:
-    (one,) = reversals.claim(batch_size=1, lease=timedelta(minutes=5))
+def claimed_one() -> reversal_claims.Claimed:
+    (one,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
     return one
 
 
-def sent(claimed: reversals.Claimed, gateway: Any) -> Any:
+def sent(claimed: reversal_claims.Claimed, gateway: Any) -> Any:
     return gateway.reverse_transfer(
         claimed.transfer.stripe_transfer_id,
         amount=claimed.reversal.amount,
@@ -173,7 +173,7 @@ def test_one_that_may_be_at_stripe_keeps_its_amount_and_its_worker(
     deliver(told()[0])
     transfer.refresh_from_db()
     assert transfer.lease_token == claimed.transfer.lease_token
-    settled = reversals.settle(claimed, sent(claimed, gateway), actor="reversal worker")
+    settled = reversal_settling.settle(claimed, sent(claimed, gateway), actor="reversal worker")
     assert settled.status == TransferStatus.PARTIALLY_REVERSED
     assert now(transfer) == (TransferStatus.PARTIALLY_REVERSED, 3000)
 
@@ -186,7 +186,7 @@ def test_all_taken_elsewhere_while_a_worker_has_it_in_hand_leaves_nothing_to_set
     simulator.create_reversal(transfer.stripe_transfer_id)
     deliver(told()[0])
     with pytest.raises(StaleTransition):
-        reversals.settle(claimed, sent(claimed, gateway), actor="reversal worker")
+        reversal_settling.settle(claimed, sent(claimed, gateway), actor="reversal worker")
     assert now(transfer) == (TransferStatus.REVERSED, 5000)
     assert rows(transfer) == [
         (Cause.REFUND, ReversalStatus.CANCELED, 5000),
@@ -220,7 +220,7 @@ def test_our_own_told_before_the_workers_answer_counts_once(
     answer = sent(claimed, gateway)
     deliver(told()[0])
     with pytest.raises(StaleTransition):
-        reversals.settle(claimed, answer, actor="reversal worker")
+        reversal_settling.settle(claimed, answer, actor="reversal worker")
     done = TransferStatus.REVERSED if amount == 5000 else TransferStatus.PARTIALLY_REVERSED
     assert now(transfer) == (done, amount)
     assert rows(transfer) == [(Cause.REFUND, ReversalStatus.SUCCEEDED, amount)]
