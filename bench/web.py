@@ -37,7 +37,6 @@ FLAGS = (
     "--blocking-threads",
     "4",
     "--no-ws",
-    "--access-log",
 )
 OURS, THEIRS = "bench_web", "bench_djstripe"
 

@@ -42,6 +42,38 @@ def test_what_one_should_not_keep_is_replaced(sent: str, client: Client) -> None
     assert client.get("/healthz").headers["X-Request-ID"] != answered
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/nothing/here?q=buyer@example.com", 404), ("/", 200), ("/api/orders/", 401)],
+)
+def test_each_request_has_a_line_with_its_id_and_without_its_query(path: str, status: int, client: Client) -> None:
+    with lines() as logged:
+        client.get(path, headers={"X-Request-ID": "call-1"})
+    (line,) = [line for line in logged if line["event"] == "request"]
+    assert line.pop("milliseconds") >= 0
+    assert line == {
+        "event": "request",
+        "log_level": "info",
+        "correlation_id": "call-1",
+        "method": "GET",
+        "path": path.partition("?")[0],
+        "status": status,
+    }
+
+
+@pytest.mark.django_db
+def test_probes_have_a_line_only_when_they_find_something_wrong(client: Client, monkeypatch: Any) -> None:
+    with lines() as logged:
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+    assert logged == []
+    monkeypatch.setattr("marketplace.selectors.queues_without_worker", lambda: ["reversal"])
+    with lines() as logged:
+        assert client.get("/readyz").status_code == 503
+    assert [line["status"] for line in logged if line["event"] == "request"] == [503]
+
+
 def test_outside_of_everything_there_is_none() -> None:
     assert correlation.current() == ""
     with correlation.bound("a"):

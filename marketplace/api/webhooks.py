@@ -24,6 +24,7 @@ def stripe_webhook(request: HttpRequest) -> JsonResponse:
     200 is stored, stored before, or of no use to us; 4xx will never be anything else; 5xx asks Stripe to send it again.
     """
     if request.method != "POST":
+        logger.warning("webhook_refused", reason="expected POST", method=request.method)
         return _refused(405, "expected POST", Allow="POST")
     if not settings.STRIPE_WEBHOOK_SECRETS:
         logger.error("webhook_secret_missing", setting="STRIPE_WEBHOOK_SECRETS")

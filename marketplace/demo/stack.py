@@ -202,7 +202,7 @@ class Demo:
     def _planned(self, logs: Path) -> list[Child]:
         manage = str(settings.BASE_DIR / "manage.py")
         metrics = f"--metrics-port={self._ports.metrics}"
-        web = f"--host {HOST} --port {self._ports.web} --workers 2 --blocking-threads 4 --no-ws --access-log"
+        web = f"--host {HOST} --port {self._ports.web} --workers 2 --blocking-threads 4 --no-ws"
         commands: dict[str, list[str]] = {
             "simulator": [
                 *(manage, "run_stripe_simulator", "--port", str(self._ports.simulator)),

@@ -313,10 +313,12 @@ def test_a_length_that_is_none_is_refused(length: str, client: Client, db: None)
 
 @pytest.mark.parametrize("method", ["get", "head", "put", "patch", "delete", "options"])
 def test_only_post_is_taken(method: str, client: Client) -> None:
-    response = getattr(client, method)(ADDRESS)
+    with capture_logs() as logs:
+        response = getattr(client, method)(ADDRESS)
 
     assert response.status_code == 405
     assert response["Allow"] == "POST"
+    assert [(line["event"], line["method"]) for line in logs] == [("webhook_refused", method.upper())]
 
 
 def test_no_sign_in_and_no_csrf_token_is_needed_or_looked_at(db: None) -> None:

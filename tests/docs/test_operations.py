@@ -3,24 +3,23 @@
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from marketplace import selectors, throttle
 from marketplace.workers import heartbeat, loop, stripe_queue
+from tests.structure.sources import ROOT, python_files
 from veza import settings
 from veza.env import parse_duration
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 # Wherever its lines are broken.
 TEXT = " ".join(PAGE.split())
 # The simulator is a program of its own, with a page of its own.
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in (ROOT / "marketplace").rglob("*.py")
+    for path in python_files("marketplace", "veza")
     if "simulator" not in path.parts
 }
 LEVELS = {"debug", "info", "warning", "error", "exception"}
