@@ -217,7 +217,7 @@ def level(found: taking_back.Found, *, source: Source, actor: str, reason: str) 
         owed += amount
     debts.undo_netting(netted, actor=actor, reason=reason)
     given = give_back(found, source=source, actor=actor, reason=reason)
-    logger.info("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(holdings))
+    logger.debug("order_levelled", order=found.order.pk, owed=owed, given_back=given, transfers=len(holdings))
 
 
 def _standing(found: taking_back.Found) -> list[Loss]:
