@@ -30,7 +30,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class Server:
-    """The embedded PostgreSQL in a folder of its own, with its default configuration but for what has to be seen."""
+    """The embedded PostgreSQL in a folder of its own, configured as for ourselves, but for what has to be seen."""
 
     def __init__(self) -> None:
         STATE.mkdir(parents=True, exist_ok=True)
@@ -420,6 +420,8 @@ def _configure() -> None:
     with psycopg.connect(host=socket, user="postgres", dbname="postgres", autocommit=True) as connection:
         # When exactly a webhook's transaction was committed.
         connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+        # As our own database has it, for all that is measured, what it is compared with too.
+        connection.execute(f"ALTER SYSTEM SET random_page_cost = {database.RANDOM_PAGE_COST}")
 
 
 if __name__ == "__main__":

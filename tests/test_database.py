@@ -71,6 +71,14 @@ def test_the_server_starts_with_the_first_process_and_stops_with_the_last(direct
     assert not is_running(directory)
 
 
+def test_its_planner_knows_of_solid_state_disks(directory: Path) -> None:
+    with (
+        holder(directory) as process,
+        psycopg.connect(host=process.socket_directory, user="postgres", dbname="veza") as connection,  # type: ignore[attr-defined]
+    ):
+        assert connection.execute("SHOW random_page_cost").fetchone() == ("1.1",)
+
+
 def test_what_was_written_is_there_after_a_restart(directory: Path) -> None:
     for statement in ("CREATE TABLE kept (x int)", "SELECT * FROM kept", "DROP TABLE kept"):
         with (
