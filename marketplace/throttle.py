@@ -351,8 +351,12 @@ def failed(work: str, *, channel: str, whom: str, everyone: bool, is_probe: bool
                         OR (SELECT count(DISTINCT split_part(each, ',', 1)) FROM unnest(k.failing) AS each)
                             >= %(sellers)s AS is_open
                     FROM (
-                        SELECT CASE WHEN %(whom)s = ANY (b.failing) OR b.opened_at IS NOT NULL
-                            THEN b.failing ELSE b.failing || %(whom)s::varchar END AS failing
+                        -- Of an open one, only by its probes: who needs not be asked for next.
+                        SELECT CASE WHEN %(whom)s = ANY (b.failing) OR b.opened_at IS NOT NULL AND (
+                                NOT %(is_probe)s OR split_part(%(whom)s, ',', 1) = ANY (
+                                    ARRAY(SELECT split_part(each, ',', 1) FROM unnest(b.failing) AS each)
+                                )
+                            ) THEN b.failing ELSE b.failing || %(whom)s::varchar END AS failing
                     ) AS k
                 ) AS e
             )

@@ -646,6 +646,14 @@ def test_a_failure_that_is_no_probe_leaves_the_next_probe_as_it_is(breaker: Any)
     assert (breaker().next_probe_at, breaker().opened_at is None) == (before, False)
 
 
+def test_who_is_found_to_fail_by_a_probe_is_evidence_once(breaker: Any) -> None:
+    fail("seller 1, transfer 1", everyone=True)
+    assert fail("seller 2, transfer 2", is_probe=True)
+    assert fail("seller 2, transfer 3", is_probe=True)
+    assert fail("seller 3, transfer 4")
+    assert breaker().failing == ["seller 1, transfer 1", "seller 2, transfer 2"]
+
+
 @pytest.mark.django_db(transaction=True)
 def test_closing_wakes_the_workers() -> None:
     fail("seller 1", everyone=True)

@@ -29,7 +29,7 @@ DUE = """
           AND (%(past_breaker)s OR NOT EXISTS (
               SELECT FROM marketplace_circuitbreaker WHERE work = %(work)s AND opened_at IS NOT NULL
           ))
-        ORDER BY next_retry_at, id
+        ORDER BY {first} next_retry_at, id
         LIMIT %(batch_size)s
         FOR NO KEY UPDATE SKIP LOCKED
     ), claimed AS (
@@ -39,6 +39,13 @@ DUE = """
         WHERE taken.id = due.id
         RETURNING taken.*
     )
+"""
+# A probe is for somebody for whom Stripe has not failed, where there is one. Else a row that Stripe serves would wait
+# behind all that are due for longer, and those may be the thousands of one seller that fail by themselves.
+UNSUSPECTED = """
+    {whom} = ANY (ARRAY(
+        SELECT split_part(each, ',', 1) FROM marketplace_circuitbreaker, unnest(failing) AS each WHERE work = %(work)s
+    )),
 """
 
 
@@ -63,13 +70,15 @@ def keep_plans(*, in_sessions: bool) -> None:
     connection.connection.prepare_threshold = 0 if in_sessions else None
 
 
-def claiming(model: type[models.Model], *, due: str, also_set: str = "") -> str:
+def claiming(model: type[models.Model], *, due: str, also_set: str = "", probe_for: str = "") -> str:
     """The head of a statement that leases due rows, which its rest finds as ``claimed``.
 
-    ``due`` is the SQL condition of the queue's partial index; ``also_set`` further assignments of the same statement.
+    ``due`` is the SQL condition of the queue's partial index; ``also_set`` further assignments of the same statement;
+    ``probe_for``, of a probe, is ``Due.whom``.
     Its parameters: ``batch_size``, ``lease``, ``work`` (whose breaker holds the queue back), ``past_breaker``.
     """
-    return "WITH" + DUE.format(table=model._meta.db_table, due=due, also_set=also_set)
+    first = UNSUSPECTED.format(whom=probe_for) if probe_for else ""
+    return "WITH" + DUE.format(table=model._meta.db_table, due=due, also_set=also_set, first=first)
 
 
 def claim(
@@ -80,9 +89,11 @@ def claim(
     lease: timedelta,
     work: str = "",
     past_breaker: bool = False,
+    whom: str = "",
     also_set: str = "",
 ) -> list[W]:
-    """Lease up to ``batch_size`` due rows to the caller, the longest due first; none while ``work``'s breaker is open.
+    """Lease up to ``batch_size`` due rows to the caller, the longest due first; none while ``work``'s breaker is open,
+    unless ``past_breaker``: then first of those for ``whom`` (as in ``Due``) Stripe has not failed.
 
     The database's clock decides what is due and which leases have run out, so hosts need not agree on the time. Each
     lease has a fencing token: whoever lost the lease can no longer write. Dying after this costs the lease's time.
@@ -90,7 +101,7 @@ def claim(
     """
     require_no_transaction()
     rows = model._default_manager.raw(
-        claiming(model, due=due, also_set=also_set) + CLAIMED,
+        claiming(model, due=due, also_set=also_set, probe_for=whom if past_breaker else "") + CLAIMED,
         {"batch_size": batch_size, "lease": lease, "work": work, "past_breaker": past_breaker},
     )
     return list(rows)
@@ -116,11 +127,15 @@ def release(model: type[models.Model], pk: Any, lease_token: UUID | None) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """Where a queue's due rows stand: the condition of its partial index, and the work whose breaker holds it back."""
+    """Where a queue's due rows stand: the condition of its partial index, and the work whose breaker holds it back.
+
+    ``whom`` is SQL of whom a row concerns, as its queue says it to the breaker (``outcomes.count_failure``).
+    """
 
     model: type[models.Model]
     condition: str
     work: str = ""
+    whom: str = ""
 
     def sql(self) -> str:
         # Leased rows do not count: who holds them settles them. One entry of the index is read, however many wait.

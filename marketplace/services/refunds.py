@@ -58,7 +58,7 @@ from marketplace.states import OrderStatus, RefundStatus
 logger = structlog.get_logger(__name__)
 
 WORK = "refund"
-DUE = leases.Due(model=Refund, condition="status = 'requested'", work=WORK)
+DUE = leases.Due(model=Refund, condition="status = 'requested'", work=WORK, whom="'order ' || order_id")
 
 # Of two facts of the same second the one further along is the newer.
 RANK = {
@@ -306,6 +306,7 @@ def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> l
         lease=lease,
         work=WORK,
         past_breaker=past_breaker,
+        whom=DUE.whom,
     )
 
 

@@ -30,7 +30,9 @@ from marketplace.states import TransferStatus
 logger = structlog.get_logger(__name__)
 
 WORK = "reversal"
-DUE = leases.Due(model=SellerTransfer, condition="status = 'reversal_pending'", work=WORK)
+DUE = leases.Due(
+    model=SellerTransfer, condition="status = 'reversal_pending'", work=WORK, whom="'seller ' || seller_id"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def claim(
         if turn is None:
             results: Any = cursor
             results.adapters.register_loader("timestamptz", together.TIMESTAMPTZ_LOADER)
-            results.execute(_CLAIM, params)
+            results.execute(_PROBE if past_breaker else _CLAIM, params)
         else:
             # Bound by the server, which can keep the plan then: see ``leases.keep_plans``.
             results = psycopg.Cursor(cursor.connection)
@@ -107,8 +109,7 @@ def _listed(model: type[Model], alias: str) -> str:
 
 _OWED_AT = len(SellerTransfer._meta.concrete_fields)
 _OWED_UNTIL = _OWED_AT + len(TransferReversal._meta.concrete_fields)
-_MARKED = f"""
-    {leases.claiming(SellerTransfer, due=DUE.condition)}
+_MARKED = """
     , marked AS (
         UPDATE marketplace_transferreversal AS owed
         SET first_attempted_at = COALESCE(owed.first_attempted_at, statement_timestamp())
@@ -123,15 +124,17 @@ _MARKED = f"""
         WHERE owed.id = oldest.id AND owed.status = 'pending'
         RETURNING owed.*
     )
-"""  # noqa: S608 - columns of our own tables
+"""
+_CLAIMED = leases.claiming(SellerTransfer, due=DUE.condition) + _MARKED
 _FOUND = f"statement_timestamp(), {_listed(SellerTransfer, 'claimed')}, {_listed(TransferReversal, 'marked')}"
-_CLAIM = f"""
-    {_MARKED}
+_READ = f"""
     SELECT {_FOUND} FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id
     ORDER BY claimed.next_retry_at, claimed.id
-"""  # noqa: S608 - the same
+"""  # noqa: S608 - columns of our own tables
+_CLAIM = _CLAIMED + _READ
+_PROBE = leases.claiming(SellerTransfer, due=DUE.condition, probe_for=DUE.whom) + _MARKED + _READ
 _CLAIM_WITH_TURN = f"""
-    {_MARKED}
+    {_CLAIMED}
     , turn AS ({throttle.reserving(when="EXISTS (SELECT FROM due)")})
     SELECT {_FOUND}, turn.after_last, turn.spaced, turn.read_at
     FROM claimed LEFT JOIN marked ON marked.transfer_id = claimed.id LEFT JOIN turn ON true

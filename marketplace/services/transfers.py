@@ -35,7 +35,9 @@ from marketplace.states import IN_MOTION, ReversalStatus, TransferStatus
 logger = structlog.get_logger(__name__)
 
 WORK = "transfer"
-DUE = leases.Due(model=SellerTransfer, condition="status IN ('pending', 'failed')", work=WORK)
+DUE = leases.Due(
+    model=SellerTransfer, condition="status IN ('pending', 'failed')", work=WORK, whom="'seller ' || seller_id"
+)
 
 # --- Sending ----------------------------------------------------------------------------------------------------------
 
@@ -52,6 +54,7 @@ def claim(*, batch_size: int, lease: timedelta, past_breaker: bool = False) -> l
         lease=lease,
         work=WORK,
         past_breaker=past_breaker,
+        whom=DUE.whom,
         also_set=(
             ", in_doubt_before = taken.in_doubt, in_doubt = TRUE,"
             " first_attempted_at = COALESCE(taken.first_attempted_at, statement_timestamp())"

@@ -65,7 +65,8 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
     settled = "reversal_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Claimed]:
-        turn = throttle.in_advance(self._gateway.gate, REVERSE_ENDPOINT) if self._slots.are_all_free else None
+        is_alone = self._slots.are_all_free and not past_breaker
+        turn = throttle.in_advance(self._gateway.gate, REVERSE_ENDPOINT) if is_alone else None
         return reversal_claims.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker, turn=turn)
 
     def _attempt(self, claimed: Claimed) -> bool:

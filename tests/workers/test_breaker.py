@@ -26,6 +26,10 @@ NOBODY = "GET /v1/balance"
 
 @pytest.fixture
 def refund_in_hand(simulator: Any) -> Refund:
+    return asked_for(simulator, "key-1")
+
+
+def asked_for(simulator: Any, request_key: str) -> Refund:
     """Asked for by us, not answered yet, and due."""
     charge = simulator.create_charge(3000)
     order = order_with_transfers((3000,))
@@ -41,7 +45,7 @@ def refund_in_hand(simulator: Any) -> Refund:
         currency=order.currency,
         reason="broken",
         requested_by=UserFactory(staff=True),
-        request_key="key-1",
+        request_key=request_key,
     )
     Refund.objects.update(next_retry_at=Now())
     return requested.refund
@@ -226,6 +230,71 @@ def test_rows_that_fail_by_themselves_do_not_keep_it_open(at_stripe: Make, gatew
     healthy.refresh_from_db()
     assert healthy.status == TransferStatus.REVERSED
     assert CircuitBreaker.objects.get().opened_at is None
+
+
+def test_a_sellers_many_failing_rows_do_not_keep_another_seller_waiting(
+    at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    """Behind all that are due for longer a healthy row would wait for as many probes: for hours."""
+    for row in many_of_one_seller(at_stripe, simulator, throttle.OPENS_AFTER_ROWS + 20):
+        simulator.faults.add("error_500", object=row.stripe_transfer_id)
+    queue = reversal.ReversalQueue(gateway)
+    drain(queue)
+    assert CircuitBreaker.objects.get().opened_at is not None
+    healthy = at_stripe()
+    make_probe_due()
+    drain(queue)
+    healthy.refresh_from_db()
+    assert healthy.status == TransferStatus.REVERSED
+    assert CircuitBreaker.objects.get().opened_at is None
+
+
+def test_once_a_probe_of_another_seller_failed_too_the_longest_due_asks_again(
+    at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    """A seller whose rows fail by themselves does not keep it open after an outage that hit another one first."""
+    hit, poison = at_stripe(), at_stripe()
+    rule = simulator.faults.add("unavailable")
+    queue = reversal.ReversalQueue(gateway)
+    (row,) = queue.claim(batch_size=1, lease=LEASE)
+    queue.perform(row)
+    simulator.faults.remove(rule)
+    simulator.faults.add("error_500", object=poison.stripe_transfer_id)
+    for _ in range(2):
+        make_probe_due()
+        drain(queue)
+    hit.refresh_from_db()
+    assert hit.status == TransferStatus.REVERSED
+
+
+@pytest.mark.parametrize("kind", ["reversal", "transfer", "refund"])
+def test_a_probe_is_for_somebody_for_whom_stripe_has_not_failed(
+    at_stripe: Make, payable: Make, gateway: Any, simulator: Any, kind: str
+) -> None:
+    rows: list[Any] = []
+    queue: Any
+    for number in range(2):
+        if kind == "refund":
+            rows.append(asked_for(simulator, f"key-{number}"))
+        else:
+            rows.append(at_stripe() if kind == "reversal" else payable())
+    queues = {
+        "reversal": reversal.ReversalQueue,
+        "transfer": transfer_retry.TransferQueue,
+        "refund": reversal.RefundQueue,
+    }
+    queue = queues[kind](gateway)
+    model = type(rows[0])
+    simulator.faults.add("unavailable")
+    (failed,) = queue.claim(batch_size=1, lease=LEASE)
+    queue.perform(failed)
+    failed_pk = failed.transfer.pk if kind == "reversal" else failed.pk
+    # It would be the first again.
+    model._default_manager.filter(pk=failed_pk).update(next_retry_at=Now() - timedelta(hours=1))
+    make_probe_due()
+    (probe,) = queue.claim(batch_size=1, lease=LEASE)
+    probe_pk = probe.transfer.pk if kind == "reversal" else probe.pk
+    assert {failed_pk, probe_pk} == {row.pk for row in rows}
 
 
 def test_a_probe_that_stripe_refuses_closes_it(gateway: Any, simulator: Any) -> None:
