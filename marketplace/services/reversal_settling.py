@@ -271,7 +271,7 @@ class _Settlement:
             stripe_status=facts.status,
         )
         waiting = outcomes.error("pending_at_stripe", f"{reason}: the seller's balance does not cover it yet")
-        self._stay(reason, next_retry_at=outcomes.in_(PENDING_REVERSAL_INTERVAL), **leases.RELEASED, **waiting)
+        self._wait_for_long(reason, waiting, outcomes.in_(PENDING_REVERSAL_INTERVAL))
 
     def _pending_ended(self, facts: ReversalFacts) -> None:
         """Stripe gave the pending reversal up. A ``trr_…`` is a fact of its row, so the next try has its own row."""
@@ -384,9 +384,15 @@ class _Settlement:
             # Stripe repeats this answer under the same key for a day.
             look_first=True,
         )
-        next_retry_at = outcomes.in_(settings.REVERSAL_INSUFFICIENT_FUNDS_INTERVAL)
-        self._stay("waiting for the seller's balance", next_retry_at=next_retry_at, **leases.RELEASED, **error)
+        next_try = outcomes.in_(settings.REVERSAL_INSUFFICIENT_FUNDS_INTERVAL)
+        self._wait_for_long("waiting for the seller's balance", error, next_try)
         funds.watch(self.transfer.seller_id)
+
+    def _wait_for_long(self, reason: str, error: dict[str, Any], next_retry_at: Any) -> None:
+        """Stripe answered. So retries that were spent before are had again: in weeks of asking some answers are lost,
+        and only those in a row say that something is wrong.
+        """
+        self._stay(reason, next_retry_at=next_retry_at, retry_count=0, **leases.RELEASED, **error)
 
     def wait(self, failure: Failure, delay: timedelta) -> None:
         """Nothing ran at Stripe, so nothing is spent."""

@@ -738,6 +738,23 @@ def test_a_reversal_pending_at_stripe_is_not_done_until_stripe_says_so(
     assert len(simulator.requests.to(REVERSE)) == 1
 
 
+@pytest.mark.parametrize("waits", ["for funds", "pending at Stripe"])
+def test_what_waits_for_weeks_is_not_given_up_for_answers_lost_now_and_then(
+    at_stripe: Make, run_reversals: Run, simulator: Any, settings: Any, waits: str
+) -> None:
+    transfer = at_stripe()
+    simulator.set(pending_reversals=waits == "pending at Stripe")
+    simulator.pay_out(transfer.seller.stripe_account_id)
+    run_reversals()
+    for _ in range(settings.REVERSAL_MAX_RETRIES + 1):
+        simulator.faults.add("unreadable", object=transfer.stripe_transfer_id, times=1)
+        for spent in (1, 0):
+            due_again(transfer)
+            run_reversals()
+            transfer.refresh_from_db()
+            assert (transfer.status, transfer.retry_count) == (TransferStatus.REVERSAL_PENDING, spent)
+
+
 def test_a_pending_reversal_is_found_by_its_own_number(at_stripe: Make, run_reversals: Run, simulator: Any) -> None:
     transfer = at_stripe(5000)
     owed(transfer, amount=1000)
