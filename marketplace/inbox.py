@@ -68,6 +68,7 @@ def _received(event: IncomingEvent) -> WebhookEvent:
     except AlreadyThere:
         WEBHOOK_EVENTS.labels(outcome="duplicate").inc()
         row = WebhookEvent.objects.get(stripe_event_id=event.stripe_event_id)
+        logger.info("webhook_event_duplicate", event_id=row.stripe_event_id, type=row.type, status=row.status)
         row.was_there = True
         return row
     WEBHOOK_EVENTS.labels(outcome=row.status).inc()

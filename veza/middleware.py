@@ -47,8 +47,10 @@ def request_ids(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 
 def _has_a_line(path: str, status: int) -> bool:
-    # Webhooks have lines of their own, which say more.
-    return path not in PATHS and (status >= HTTPStatus.BAD_REQUEST or path not in PROBES)
+    if path in PATHS:
+        # Webhooks have lines of their own, which say more; unless one is sent elsewhere before it is read.
+        return HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+    return status >= HTTPStatus.BAD_REQUEST or path not in PROBES
 
 
 def _route(request: HttpRequest) -> str:

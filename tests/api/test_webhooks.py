@@ -115,6 +115,30 @@ def test_a_duplicate_is_acknowledged_and_does_nothing(client: Client, db: None) 
     assert order.transfers.earliest("id").reversals.count() == 1
 
 
+def test_a_duplicate_has_a_line_of_its_own(client: Client, db: None) -> None:
+    """So that who asks what Stripe sent finds each delivery."""
+    sent = event()
+    post(client, sent)
+
+    with capture_logs() as logs:
+        post(client, sent)
+
+    assert [(line["event"], line["event_id"], line["status"]) for line in logs] == [
+        ("webhook_event_duplicate", sent["id"], "ignored")
+    ]
+
+
+def test_what_is_sent_elsewhere_before_it_is_read_has_a_line(client: Client, settings: Any) -> None:
+    """A proxy that does not say that the request came over TLS: Stripe takes each answer for a failure."""
+    settings.SECURE_SSL_REDIRECT = True
+
+    with capture_logs() as logs:
+        response = post(client, event())
+
+    assert response.status_code == 301
+    assert [(line["event"], line["path"], line["status"]) for line in logs] == [("request", ADDRESS, 301)]
+
+
 def test_an_event_for_an_unknown_order_waits(client: Client, db: None) -> None:
     sent = event(
         "refund.updated",
