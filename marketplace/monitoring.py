@@ -8,7 +8,6 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.utils import timezone
 from django.views.decorators.http import require_safe
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -121,7 +120,7 @@ class DatabaseCollector(Collector):
             value=selectors.disputes_for_a_person(),
         )
         yield from self._bulk_retries()
-        yield self._oldest_due(timezone.now())
+        yield self._oldest_due(selectors.now())
         yield from self._workers()
 
     def _transfers(self, waiting: Iterable[overview.Waiting]) -> Iterator[Metric]:

@@ -207,6 +207,21 @@ def test_what_is_open_is_read_from_the_database(client: Client, db: None) -> Non
     assert found["veza_oldest_due_seconds", "refunding"] == 0
 
 
+@pytest.mark.parametrize("hours", [1, -1])
+def test_what_is_due_is_told_by_the_databases_clock(
+    client: Client, db: None, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    SellerTransferFactory(next_retry_at=Now() - timedelta(minutes=10))
+    WebhookEventFactory(failed=True, next_retry_at=Now() + timedelta(minutes=10))
+    right = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: right() + timedelta(hours=hours))
+
+    found = scrape(client)
+
+    assert 600 <= found["veza_oldest_due_seconds", "sending"] < 700
+    assert found["veza_oldest_due_seconds", "events"] == 0
+
+
 def test_what_happened_is_counted_from_the_rows(client: Client, db: None) -> None:
     recovered(timezone.now(), amount=300, took=timedelta(seconds=3))
     recovered(timezone.now(), amount=200, took=timedelta(hours=1))

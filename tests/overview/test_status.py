@@ -1,12 +1,14 @@
 """``manage.py status``: the start page in a terminal."""
 
 import json
+from datetime import timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import OperationalError
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from marketplace import overview, throttle
@@ -58,6 +60,14 @@ def test_it_says_what_waits_and_what_came_back() -> None:
         "0 of 1",
     ):
         assert expected in said
+
+
+def test_what_is_late_is_told_by_the_databases_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    SellerTransferFactory(reversal_pending=True, next_retry_at=Now() + timedelta(minutes=10))
+    right = timezone.now
+    monkeypatch.setattr(timezone, "now", lambda: right() + timedelta(hours=1))
+
+    assert "longest due" not in run()
 
 
 def test_as_json_it_is_for_programs() -> None:

@@ -7,12 +7,11 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.core.serializers.json import DjangoJSONEncoder
-from django.utils import timezone
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marketplace import overview
+from marketplace import overview, selectors
 from marketplace.demo import terminal
 from marketplace.errors import DATABASE_TROUBLE
 from marketplace.money import Money
@@ -28,7 +27,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: str, **options: Any) -> None:
         try:
-            found = overview.everything(timezone.now())
+            found = overview.everything(selectors.now())
         except DATABASE_TROUBLE as error:
             raise CommandError(f"The database does not answer: {str(error).strip()}") from error
         if options["format"] == "json":
