@@ -19,6 +19,7 @@ from marketplace.gateway.contract import InsufficientFunds
 from marketplace.models import BULK_RETRIES_CHANNEL, BulkRetry, BulkRetryItem, SellerTransfer
 from marketplace.money import Money
 from marketplace.services import bulk_retries, leases, outcomes, reversal_claims, transfers
+from marketplace.services.reversal_settling import PENDING_AT_STRIPE
 from marketplace.states import BulkRetryItemStatus, BulkRetryStatus, TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -141,7 +142,7 @@ def _result(item: BulkRetryItem) -> tuple[BulkRetryItemStatus, str] | None:
         case TransferStatus.REVERSAL_PENDING if item.failed_leg == SellerTransfer.Leg.SENDING:
             return _I.SUCCEEDED, "sent, and refunded since"
         case TransferStatus.REVERSAL_PENDING if _waits_for_funds(item):
-            return _I.WAITING, "insufficient_funds: it is reversed when the seller has money"
+            return _I.WAITING, f"{transfer.last_error_code}: it is reversed when the seller has money"
         case TransferStatus.REVERSAL_PENDING | TransferStatus.PENDING | TransferStatus.FAILED:
             return None
         case never:
@@ -153,7 +154,7 @@ def _waits_for_funds(item: BulkRetryItem) -> bool:
     # The error before the retry stands until the next answer.
     assert item.retried_at is not None
     is_new = transfer.last_error_at is not None and transfer.last_error_at > item.retried_at
-    return is_new and transfer.last_error_code == outcomes.CODES[InsufficientFunds]
+    return is_new and transfer.last_error_code in {outcomes.CODES[InsufficientFunds], PENDING_AT_STRIPE}
 
 
 def _put_back(claimed: BulkRetry, *, actor: str, is_held_back: bool) -> None:

@@ -41,6 +41,7 @@ logger = structlog.get_logger(__name__)
 
 PARTLY_REVERSED_ELSEWHERE = "partly_reversed_elsewhere"
 RETRIES_EXHAUSTED = "retries_exhausted"
+PENDING_AT_STRIPE = "pending_at_stripe"
 # Stripe looks at a pending reversal about hourly (docs.stripe.com/connect/pending-transfer-reversals).
 PENDING_REVERSAL_INTERVAL = timedelta(hours=1)
 
@@ -270,7 +271,7 @@ class _Settlement:
             stripe_reversal_id=facts.stripe_reversal_id,
             stripe_status=facts.status,
         )
-        waiting = outcomes.error("pending_at_stripe", f"{reason}: the seller's balance does not cover it yet")
+        waiting = outcomes.error(PENDING_AT_STRIPE, f"{reason}: the seller's balance does not cover it yet")
         self._wait_for_long(reason, waiting, outcomes.in_(PENDING_REVERSAL_INTERVAL))
 
     def _pending_ended(self, facts: ReversalFacts) -> None:

@@ -188,10 +188,11 @@ def test_the_canarys_time_does_not_run_before_all_of_it_is_retried(at_stripe: Ma
     assert step(bulk_retry).status == "canary"
 
 
-def test_what_waits_for_the_sellers_money_is_settled_and_no_error(begun: Begun) -> None:
+@pytest.mark.parametrize("code", ["insufficient_funds", "pending_at_stripe"])
+def test_what_waits_for_the_sellers_money_is_settled_and_no_error(begun: Begun, code: str) -> None:
     for _ in range(3):
         gone()
-    SellerTransfer.objects.update(last_error_code="insufficient_funds")
+    SellerTransfer.objects.update(last_error_code=code)
     bulk_retry = step(begun(), 2)
     assert results(bulk_retry)[:2] == ["retried", "retried"]
     SellerTransfer.objects.filter(status="reversal_pending").update(last_error_at=Now())
