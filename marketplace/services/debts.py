@@ -15,7 +15,7 @@ from django.db.models import Min, OuterRef, QuerySet, Subquery, Sum
 from marketplace.errors import ConflictingFacts, NotAllowedNow, TooMuch
 from marketplace.models import Debt, DebtEntry, SellerTransfer, TransferReversal
 from marketplace.models.debts import OWED_SINCE
-from marketplace.money import Money
+from marketplace.money import Money, step
 from marketplace.services import reversals
 from marketplace.states import ReversalStatus, TransferStatus
 
@@ -218,13 +218,25 @@ def net(transfers: Sequence[SellerTransfer], *, actor: str) -> None:
     )
     for transfer in transfers if owing else ():
         for debt in debts_of(transfer.seller_id).filter(currency=transfer.currency, transfer__in=list(owing)):
-            if transfer.status == TransferStatus.CANCELED or not _is_surely_not_at_stripe(debt):
+            if transfer.status == TransferStatus.CANCELED or not _may_be_netted(debt, owing[debt.transfer_id]):
                 continue
             _net(transfer, TransferReversal.locked(debt.pk), owing[debt.transfer_id], actor=actor)
 
 
+def _may_be_netted(debt: TransferReversal, owing: SellerTransfer) -> bool:
+    """Where others took a part, so that less is left than is owed, a person says first whether theirs was for the same:
+    it may be paid already.
+    """
+    left = reversals.left_with_seller(owing, list(owing.reversals.all()))
+    return _is_surely_not_at_stripe(debt) and debt.amount_open <= left
+
+
 def _net(transfer: SellerTransfer, debt: TransferReversal, owing: SellerTransfer, *, actor: str) -> None:
     amount = min(transfer.amount, debt.amount_open)
+    # The rest of the transfer has to be an amount that Stripe takes: a seller may have paid any part by hand.
+    amount -= amount % step(debt.currency)
+    if not amount:
+        return
     reason = f"netted {Money(amount, debt.currency)} of {debt} from {transfer}"
     less: dict[str, Any] = {"amount": transfer.amount - amount, "amount_netted": transfer.amount_netted + amount}
     if amount < transfer.amount:

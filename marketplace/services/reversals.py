@@ -21,7 +21,7 @@ from marketplace.models import (
     TransferReversal,
 )
 from marketplace.services import leases, outcomes, statement_lines
-from marketplace.states import ReversalStatus, TransferStatus
+from marketplace.states import OPEN_REVERSALS, ReversalStatus, TransferStatus
 
 
 def owe(
@@ -149,11 +149,9 @@ def owe_again(undone: TransferReversal, transfer: SellerTransfer, *, amount: int
     """What was settled of a reversal is owed after all, in a row of its own; so much as the transfer has left, in minor
     units. Runs in the caller's transaction, which holds the lock on ``transfer``.
     """
-    rows = list(transfer.reversals.exclude(status=ReversalStatus.CANCELED))
-    gone = max(transfer.amount_reversed, sum(each.amount for each in rows if each.status == ReversalStatus.SUCCEEDED))
-    gone += sum(each.amount_settled for each in transfer.reversals.all())
-    gone += sum(each.amount_open for each in rows if each.status != ReversalStatus.SUCCEEDED and not each.is_replaced)
-    owed = min(amount, transfer.amount - gone)
+    rows = list(transfer.reversals.all())
+    is_open = [each for each in rows if each.status in OPEN_REVERSALS and not each.is_replaced]
+    owed = min(amount, left_with_seller(transfer, rows) - sum(each.amount_open for each in is_open))
     if owed <= 0:
         return 0
     owe(
@@ -166,6 +164,16 @@ def owe_again(undone: TransferReversal, transfer: SellerTransfer, *, amount: int
         in_place_of=undone.in_place_of or undone,
     )
     return owed
+
+
+def left_with_seller(transfer: SellerTransfer, rows: Sequence[TransferReversal]) -> int:
+    """What the seller still has of a transfer, ``rows`` being all its reversals, in minor units: neither come back, by
+    whomever, nor settled another way.
+    """
+    came_back = sum(each.amount for each in rows if each.status == ReversalStatus.SUCCEEDED)
+    settled = sum(each.amount_settled for each in rows)
+    # Rows of an older program may know of an amount without its reversals.
+    return transfer.amount - max(transfer.amount_reversed, came_back) - settled
 
 
 def open_reversals(transfer: SellerTransfer) -> list[TransferReversal]:
@@ -219,19 +227,23 @@ def reopen(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
     is safe. Where a part came back by other hands, or was settled otherwise, what is left becomes a new reversal in
     place of the old one. Runs inside the caller's transaction, which holds the lock.
     """
-    failed = [
-        each for each in transfer.reversals.filter(status=ReversalStatus.FAILED).order_by("id") if not each.is_replaced
-    ]
+    rows = list(transfer.reversals.order_by("id"))
+    failed = [each for each in rows if each.status == ReversalStatus.FAILED and not each.is_replaced]
+    most = left_with_seller(transfer, rows)
+    left = most - sum(each.amount_open for each in rows if each.status == ReversalStatus.PENDING)
+    is_any_settled = any(each.amount_settled for each in rows)
     replaced = []
     for reversal in failed:
-        if reversal.amount <= transfer.amount_unreversed and not reversal.amount_settled:
+        # Of what was settled Stripe knows nothing, and would not refuse what is too much beside it.
+        is_left = reversal.amount_open <= left if is_any_settled else reversal.amount <= most
+        if is_left and not reversal.amount_settled:
+            left -= reversal.amount_open
             again: dict[str, Any] = {"waiting_for_funds_since": None, "refused": False}
             reversal.transition(ReversalStatus.PENDING, reason=reason, actor=actor, **again)
         else:
             replaced.append((reversal, reversal.amount_open))
             less = f"{reason}; less is left"
             reversal.transition(ReversalStatus.CANCELED, reason=less, actor=actor, unwanted_amount=0)
-    left = transfer.amount_unreversed - sum(each.amount_open for each in open_reversals(transfer))
     for reversal, owed in replaced:
         amount = min(owed, left)
         if amount > 0:

@@ -68,6 +68,14 @@ def shown(owed: TransferReversal) -> tuple[str, int, int, str]:
     return owed.status, owed.amount_recovered, owed.amount_written_off, owed.transfer.status
 
 
+def taken_elsewhere(owed: TransferReversal, amount: int) -> None:
+    """Somebody reversed so much of its transfer in Stripe's dashboard."""
+    of_it = {"transfer": owed.transfer, "amount": amount, "cause": "seen_at_stripe", "refund": None}
+    theirs = TransferReversalFactory(succeeded=True, **of_it)
+    proof = {"amount_reversed": amount, "stripe_reversal_id": theirs.stripe_reversal_id}
+    SellerTransfer.objects.filter(pk=owed.transfer_id).update(**proof)
+
+
 # --- By hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +269,20 @@ def test_a_retry_asks_stripe_only_for_what_is_left() -> None:
         pay(rest, 1)
 
 
+@pytest.mark.parametrize("is_one_debt", [True, False])
+def test_a_retry_takes_no_more_than_the_seller_has_left(is_one_debt: bool) -> None:
+    """What was settled stands beside what others took. Stripe knows of theirs alone, and would not refuse."""
+    owed = debt(1000 if is_one_debt else 400, of=1000)
+    if not is_one_debt:
+        for amount in (350, 250):
+            TransferReversalFactory(transfer=owed.transfer, failed=True, amount=amount, cause="operator", refund=None)
+    pay(owed, 400)
+    taken_elsewhere(owed, 300)
+    transfers.retry(transfer_id=owed.transfer_id, actor="user:ann", reason="funds again")
+    books()
+    assert sum(TransferReversal.objects.filter(status="pending").values_list("amount", flat=True)) == 300
+
+
 def test_a_debt_that_is_retried_is_not_refused_any_more() -> None:
     owed = debt()
     transfers.retry(transfer_id=owed.transfer_id, actor="user:ann", reason="funds again")
@@ -353,6 +375,37 @@ def test_not_everything_is_netted(netting: None, other: dict[str, Any]) -> None:
     owed = debt(**{"seller": seller, **other})
     assert amounts(paid(seller)) == ("pending", 1000, 0, 0)
     assert shown(owed)[:2] == ("failed", 0)
+
+
+def test_where_others_took_a_part_a_person_decides_before_anything_is_netted(netting: None) -> None:
+    """All of it was netted, and the seller had given more than the transfer."""
+    owed = debt(1000)
+    taken_elsewhere(owed, 400)
+    assert amounts(paid(owed.transfer.seller, 5000)) == ("pending", 5000, 0, 0)
+    transfers.retry(transfer_id=owed.transfer_id, actor="user:ann", reason="theirs was for another matter")
+    rest = TransferReversal.objects.get(status=ReversalStatus.PENDING)
+    assert (rest.amount, rest.in_place_of) == (600, owed)
+
+
+def test_where_enough_is_left_beside_what_others_took_a_debt_is_netted(netting: None) -> None:
+    owed = debt(500, of=1000)
+    taken_elsewhere(owed, 500)
+    assert amounts(paid(owed.transfer.seller, 5000)) == ("pending", 4500, 500, 0)
+    assert shown(owed)[:2] == ("canceled", 500)
+
+
+@pytest.mark.parametrize(("currency", "smallest"), [("isk", 100), ("kwd", 10)])
+def test_after_netting_what_is_sent_is_an_amount_that_stripe_takes(netting: None, currency: str, smallest: int) -> None:
+    """A seller paid an odd part by bank transfer. Stripe refused the next transfer, and each retry of it."""
+    owed = debt(50 * smallest, currency=currency)
+    pay(owed, 20 * smallest + 1)
+    transfer = paid(owed.transfer.seller, 100 * smallest, currency=currency)
+    books()
+    assert amounts(transfer) == ("pending", 71 * smallest, 29 * smallest, 0)
+    assert shown(owed)[0] == "failed"
+    assert [each.amount_left for each in Debt.objects.open()] == [smallest - 1]
+    second = paid(owed.transfer.seller, 100 * smallest, currency=currency)
+    assert amounts(second) == ("pending", 100 * smallest, 0, 0)
 
 
 def test_each_seller_of_an_order_pays_the_own_debt(netting: None) -> None:
