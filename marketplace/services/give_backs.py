@@ -156,7 +156,8 @@ def _undecided(reason: str) -> dict[str, Any]:
 
 
 def decline(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> SellerTransfer:
-    """Not to pay the seller again: the platform keeps the money; committed on return. A retry pays instead.
+    """Not to pay the seller again: the platform keeps the money; committed on return. A retry pays instead. What was
+    refunded since it failed is taken off first: that is not a decision.
 
     Raises:
         SellerTransfer.DoesNotExist: no such transfer.
@@ -169,9 +170,10 @@ def decline(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[
         transfer.require_version(if_version)
         if refusal := why_no_decline(transfer):
             raise NotAllowedNow(refusal)
-        transfer.transition(
-            TransferStatus.CANCELED, actor=actor, reason=reason, declined=True, failed_leg="", **outcomes.CLEARED_ERROR
-        )
+        reversals.keep_back_owed(transfer, actor=actor, reason="refunded before it was sent")
+        if transfer.status != TransferStatus.CANCELED:
+            settled = {**outcomes.CLEARED_ERROR, "failed_leg": ""}
+            transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, declined=True, **settled)
     logger.info("give_back_declined", transfer=transfer_id, actor=actor)
     return transfer
 

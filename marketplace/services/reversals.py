@@ -96,6 +96,15 @@ def keep_back(transfer: SellerTransfer, *, amount: int, actor: str, reason: str)
         transfer.transition(TransferStatus.CANCELED, actor=actor, reason=reason, **settled)
 
 
+def keep_back_owed(transfer: SellerTransfer, *, actor: str, reason: str) -> None:
+    """What is owed on a transfer that never left is owed by nobody: it is made so much smaller, or canceled."""
+    owed = open_reversals(transfer)
+    for reversal in owed:
+        reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=actor)
+    if owed:
+        keep_back(transfer, amount=sum(each.amount for each in owed), actor=actor, reason=reason)
+
+
 def after_part(amount_reversed: int) -> TransferStatus:
     """What a transfer is of which no more is owed, and less than all came back."""
     return TransferStatus.PARTIALLY_REVERSED if amount_reversed else TransferStatus.COMPLETED

@@ -30,7 +30,7 @@ from marketplace.gateway.contract import (
 )
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
 from marketplace.services import leases, outcomes, reversal_settling, reversals
-from marketplace.states import IN_MOTION, ReversalStatus, TransferStatus
+from marketplace.states import IN_MOTION, TransferStatus
 
 logger = structlog.get_logger(__name__)
 
@@ -204,16 +204,9 @@ class _Settlement:
 
     def _keep_back_what_is_owed(self, error: dict[str, Any]) -> bool:
         """Whether anything is left to pay once refunds that waited for the outcome are taken off."""
-        owed = reversals.open_reversals(self.transfer)
-        if not owed:
-            self.transfer.change(reason="not sent", actor=self.actor, in_doubt=False)
-            return True
         reason = f"never sent ({error['last_error_code']}), and refunded meanwhile"
-        for reversal in owed:
-            reversal.transition(ReversalStatus.CANCELED, reason=reason, actor=self.actor)
-        self.transfer.change(reason=reason, actor=self.actor, in_doubt=False)
-        amount = sum(reversal.amount for reversal in owed)
-        reversals.keep_back(self.transfer, amount=amount, actor=self.actor, reason=reason)
+        self.transfer.change(reason="not sent", actor=self.actor, in_doubt=False)
+        reversals.keep_back_owed(self.transfer, actor=self.actor, reason=reason)
         if self.transfer.status == TransferStatus.CANCELED:
             self.transfer.change(reason=reason, actor=self.actor, **leases.RELEASED)
             return False
@@ -336,14 +329,8 @@ def _retry_sending(transfer: SellerTransfer, *, actor: str, reason: str) -> None
         retry_count=0,
         failed_leg="",
     )
-    if transfer.in_doubt:
-        return
-    owed = reversals.open_reversals(transfer)
-    for reversal in owed:
-        reversal.transition(ReversalStatus.CANCELED, reason="refunded before it was sent", actor=actor)
-    if owed:
-        amount = sum(reversal.amount for reversal in owed)
-        reversals.keep_back(transfer, amount=amount, actor=actor, reason="refunded before it was sent")
+    if not transfer.in_doubt:
+        reversals.keep_back_owed(transfer, actor=actor, reason="refunded before it was sent")
 
 
 def try_now(*, transfer_id: int, actor: str, reason: str, if_version: frozenset[str] | None = None) -> SellerTransfer:

@@ -855,6 +855,27 @@ def test_only_a_payment_back_that_waits_and_never_left_is_declined(
         give_backs.decline(transfer_id=undecided.pk, actor="user:eva", reason="fraud")
 
 
+@pytest.mark.parametrize(
+    ("refunded", "kept_back", "declined", "given_back"), [(1000, 900, True, 900), (3000, 0, False, 2700)]
+)
+def test_what_was_refunded_before_a_payment_back_is_declined_is_none_of_the_decision(
+    undecided: SellerTransfer, refunded: int, kept_back: int, declined: bool, given_back: int
+) -> None:
+    """Its debt stood on a transfer that is over, for ever, and was not given back when that refund failed too."""
+    order = undecided.order
+    transfers.retry(transfer_id=undecided.pk, actor="user:eva", reason="hers")
+    (claimed,) = transfers.claim(batch_size=1, lease=timedelta(minutes=5))
+    transfers.settle(claimed, Refused(message="account closed", code="account_closed"), actor="worker")
+    record(order, stripe_refund_id="re_2", amount=refunded)
+    assert undecided.reversals.filter(status="pending").exists()
+    over = give_backs.decline(transfer_id=undecided.pk, actor="user:eva", reason="fraud")
+    assert (over.status, over.declined, over.amount_kept_back) == (TransferStatus.CANCELED, declined, kept_back)
+    assert not TransferReversal.objects.filter(status="pending").exists()
+    fails(order, stripe_refund_id="re_2", amount=refunded)
+    again = order.transfers.latest("id")
+    assert (again.gives_back_of, again.amount, again.last_error_code) == (undecided, given_back, GIVE_BACK_UNDECIDED)
+
+
 # --- The database's own guard -----------------------------------------------------------------------------------------
 
 
