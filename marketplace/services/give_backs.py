@@ -90,7 +90,7 @@ def _pay_again(
         # Less than none of a debt that was netted, given back, and then owed again: the newer order was refunded.
         part = min(most, amount)
         if part > 0:
-            _pay(transfer, undone, part, actor=actor, reason=reason)
+            _pay(transfer, undone, part, source=source, actor=actor, reason=reason)
             amount -= part
     return amount
 
@@ -124,7 +124,15 @@ def _given_back(transfer: SellerTransfer, reversal_id: int | None, transfers: Of
     )
 
 
-def _pay(transfer: SellerTransfer, undone: TransferReversal | None, amount: int, *, actor: str, reason: str) -> None:
+def _pay(
+    transfer: SellerTransfer,
+    undone: TransferReversal | None,
+    amount: int,
+    *,
+    source: Source,
+    actor: str,
+    reason: str,
+) -> None:
     is_asked = settings.GIVE_BACK == ASK
     again = SellerTransfer(
         order_id=transfer.order_id,
@@ -135,7 +143,7 @@ def _pay(transfer: SellerTransfer, undone: TransferReversal | None, amount: int,
         undoes=undone,
         **(_undecided(reason) if is_asked else {"next_retry_at": Now()}),
     )
-    again.description = statement_lines.of_transfer(again)
+    again.description = statement_lines.of_transfer(again, source=source)
     again.add(actor=actor, reason=reason)
     # Now it gets its number.
     together.ask()

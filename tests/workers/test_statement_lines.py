@@ -11,9 +11,16 @@ from rest_framework.test import APIClient
 
 from marketplace.gateway.contract import PaymentFacts
 from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import give_backs, payments, reversals
+from marketplace.services import give_backs, payments, reversals, statement_lines
 from marketplace.states import TransferStatus
-from tests.factories import DisputeFactory, RefundFactory, SellerTransferFactory, UserFactory, order_with_items
+from tests.factories import (
+    DisputeFactory,
+    RefundFactory,
+    SellerTransferFactory,
+    TransferReversalFactory,
+    UserFactory,
+    order_with_items,
+)
 from tests.workers.conftest import CREATE, REVERSE
 
 pytestmark = pytest.mark.django_db
@@ -127,6 +134,22 @@ def test_what_is_paid_again_says_so() -> None:
     )
     again = SellerTransfer.objects.get(gives_back_of=transfer)
     assert again.description == f"Order {transfer.order_id}: paid again, a refund did not go through"
+
+
+def test_what_is_paid_for_a_win_says_so_also_where_it_had_not_been_sent() -> None:
+    """It told the seller of a refund that there never was."""
+    transfer = SellerTransferFactory(canceled=True, amount=5000)
+    transfer.refresh_from_db()
+    won = DisputeFactory(order=transfer.order, status="won")
+    give_backs.give_back([(transfer, [])], 5000, own=set(), source=won, **BY)  # type: ignore[arg-type]
+    again = SellerTransfer.objects.get(gives_back_of=transfer)
+    assert again.description == f"Order {transfer.order_id}: paid again, the dispute was won"
+
+
+def test_a_row_of_an_older_version_that_pays_again_says_what_it_undoes() -> None:
+    disputed = TransferReversalFactory(disputed=True, succeeded=True)
+    again = SellerTransfer(order=disputed.transfer.order, gives_back_of=disputed.transfer, undoes=disputed)
+    assert statement_lines.of_transfer(again).endswith("paid again, the dispute was won")
 
 
 def test_sellers_see_their_lines(at_stripe: Make) -> None:
