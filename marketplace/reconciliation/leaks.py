@@ -142,8 +142,11 @@ def of_order(order: Order, told: Losses) -> list[Leak]:
     news = unrecorded(order, told.refunds)
     gone = {facts.stripe_refund_id for facts in news if facts.status != SUCCEEDED}
     standing = [row for row in order.refunds.all() if clawback.counts(row) and row.stripe_refund_id not in gone]
-    losses = clawback.losses(standing)
-    losses += [clawback.loss(facts.amount, ()) for facts in news if facts.status == SUCCEEDED]
+    told_now = [(_row(order, facts), facts) for facts in news if facts.status == SUCCEEDED]
+    # A row of ours knows whose goods it is for.
+    ours = [row for row, facts in told_now if row is not None and row.amount == facts.amount]
+    losses = clawback.losses([*standing, *ours])
+    losses += [clawback.loss(facts.amount, ()) for row, facts in told_now if row not in ours]
     disputed = {each.stripe_dispute_id: each for each in order.disputes.all()}
     disputed |= {each.row.stripe_dispute_id: each.row for each in unrecorded_disputes(order, told.disputes)}
     losses += clawback.lost_by(disputed.values())

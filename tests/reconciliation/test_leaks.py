@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from marketplace.models import Dispute, Drift, Order, Reconciliation, Refund, TransferReversal
+from marketplace.models import Dispute, Drift, Order, Reconciliation, Refund, RefundItem, TransferReversal
 from marketplace.services import clawback, disputes
 from marketplace.states import OrderStatus, RefundStatus, TransferStatus
 from tests.factories import RefundFactory, SellerFactory, SellerTransferFactory
@@ -176,6 +176,18 @@ def test_a_success_that_came_after_the_last_event_we_heard_is_recorded(
     # The event itself may come after all, and changes nothing.
     receive(simulator, "refund.updated", made["id"])
     assert TransferReversal.objects.count() == 1
+
+
+def test_a_refund_of_items_whose_success_we_have_not_heard_of_is_their_sellers(
+    reconcile: Reconcile, sold: Make, refund: Any
+) -> None:
+    """All sellers of the order were told to owe a part of it."""
+    order = sold((3000, 2000))
+    made = refund(order, 3000, told=False)
+    row = RefundFactory(order=order, pending=True, amount=3000, by_items=True, stripe_refund_id=made["id"])
+    item = order.items.order_by("id")[0]
+    RefundItem.objects.create(refund=row, item=item, quantity=1, amount=3000)
+    assert leaked(reconcile()) == {accounts(order)[0]: (2700, "eur")}
 
 
 def test_one_that_we_ask_stripe_for_is_the_workers(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
