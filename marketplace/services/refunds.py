@@ -476,8 +476,10 @@ def record(facts: RefundFacts, *, actor: str) -> Refund:
         refund = _known(facts, refunds)
         counted = refund is not None and clawback.counts(refund)
         if refund is None:
-            parts = _parts(found, clawback.loss(facts.amount, ())) if status == RefundStatus.SUCCEEDED else {}
-            refund = _first_seen(facts, status, found, actor=actor, **parts)
+            refused = _refused(facts, refunds)
+            [loss] = clawback.losses([refused]) if refused else [clawback.loss(facts.amount, ())]
+            parts = _parts(found, loss) if status == RefundStatus.SUCCEEDED else {}
+            refund = _first_seen(facts, status, found, refused=refused, actor=actor, **parts)
             refunds.append(refund)
         elif (facts.amount, facts.currency) == (refund.amount, refund.currency):
             is_laid = status != RefundStatus.SUCCEEDED or refund.succeeded_at or refund.status in GIVEN_UP
@@ -523,6 +525,11 @@ def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
     for refund in refunds:
         if refund.stripe_refund_id == facts.stripe_refund_id:
             return refund
+    asked_for = _asked_for(facts, refunds)
+    return asked_for if asked_for is not None and asked_for.status == RefundStatus.REQUESTED else None
+
+
+def _asked_for(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
     try:
         operation_id = UUID(facts.operation_id)
     except ValueError:
@@ -530,10 +537,25 @@ def _known(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
     return next((each for each in refunds if each.operation_id == operation_id and not each.stripe_refund_id), None)
 
 
+def _refused(facts: RefundFacts, refunds: Sequence[Refund]) -> Refund | None:
+    """The row of a refund that Stripe refused under its last key, though it was made under an earlier one: after a 500,
+    which says nothing of what ran. That row is over.
+    """
+    refused = _asked_for(facts, refunds)
+    is_same = refused is not None and (refused.amount, refused.currency) == (facts.amount, facts.currency)
+    return refused if is_same else None
+
+
 def _first_seen(
-    facts: RefundFacts, status: RefundStatus, found: taking_back.Found, *, actor: str, **parts: Any
+    facts: RefundFacts,
+    status: RefundStatus,
+    found: taking_back.Found,
+    *,
+    refused: Refund | None,
+    actor: str,
+    **parts: Any,
 ) -> Refund:
-    """A new row for a refund that was made elsewhere."""
+    """A new row for a refund that was made elsewhere; or by us, in place of the ``refused`` one, and of its goods."""
     order = found.order
     if facts.currency != order.currency or facts.amount > order.amount:
         raise ConflictingFacts(
@@ -546,6 +568,7 @@ def _first_seen(
         amount=facts.amount,
         currency=facts.currency,
         reason="made at Stripe",
+        by_items=refused is not None and refused.by_items,
         status=status,
         stripe_refund_id=facts.stripe_refund_id,
         stripe_seen_at=facts.seen_at,
@@ -553,6 +576,12 @@ def _first_seen(
         **parts,
     )
     refund.add(actor=actor, reason=f"first seen at Stripe: {_said(facts)}")
+    if refused is not None and refused.by_items:
+        goods = refused.items.values_list("item_id", "quantity", "amount")
+        RefundItem.objects.bulk_create(
+            RefundItem(refund_id=refund.id, item_id=item, quantity=quantity, amount=amount)
+            for item, quantity, amount in goods
+        )
     return refund
 
 

@@ -23,7 +23,7 @@ from marketplace.errors import (
     UnknownOrder,
 )
 from marketplace.gateway.contract import RefundFacts, Unknown
-from marketplace.models import Order, Refund, SellerTransfer, TransferReversal
+from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal
 from marketplace.services import refunds
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from marketplace.workers import reversal
@@ -309,6 +309,30 @@ def test_our_own_refund_is_recognised_by_its_operation_id() -> None:
     refund = record(order, operation_id=str(ours.operation_id))
     assert (refund.pk, refund.stripe_refund_id, refund.status) == (ours.pk, "re_1", RefundStatus.SUCCEEDED)
     assert refund.next_retry_at is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("by_items", [False, True])
+def test_one_that_was_made_under_an_earlier_key_than_stripe_refused_makes_its_sellers_owe(by_items: bool) -> None:
+    """After a 500 nothing was found, a new key was refused, and then Stripe told of what the first had made: the buyer
+    had the money, the row had failed, and no seller was asked for anything.
+    """
+    order = order_with_transfers((3000, 2000), commission_basis_points=0)
+    ours = RefundFactory(order=order, amount=3000, status="failed", next_retry_at=None, key_generation=2)
+    if by_items:
+        Refund.objects.filter(pk=ours.pk).update(by_items=True)
+        RefundItem.objects.create(refund=ours, item=order.items.order_by("id")[0], quantity=1, amount=3000)
+    for _ in range(2):
+        made = record(order, amount=3000, operation_id=str(ours.operation_id))
+    assert order.refunds.count() == 2
+    assert (made.pk != ours.pk, made.status, made.by_items) == (True, RefundStatus.SUCCEEDED, by_items)
+    owed = TransferReversal.objects.order_by("id").values_list("amount", flat=True)
+    assert list(owed) == ([3000] if by_items else [1800, 1200])
+    assert sum(made.seller_parts.values()) == 3000
+    ours.refresh_from_db()
+    assert (ours.status, ours.stripe_refund_id, ours.succeeded_at) == (RefundStatus.FAILED, "", None)
+    order.refresh_from_db()
+    assert (order.status, order.amount_refunded) == (OrderStatus.PARTIALLY_REFUNDED, 3000)
 
 
 # --- Asking -----------------------------------------------------------------------------------------------------------
