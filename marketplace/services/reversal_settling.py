@@ -307,7 +307,9 @@ class _Settlement:
             self.needs_a_person(outcomes.error("amount_differs", message, answer.request_id))
             return
         reversals.adopt(self.transfer, answer.reversals, actor=self.actor)
-        newest = answer.reversals[0].stripe_reversal_id if answer.reversals else self.transfer.stripe_reversal_id
+        # One that Stripe gave up took nothing. Whether its total counts those that are pending is not documented.
+        done = [facts for facts in answer.reversals if facts.is_done] or answer.reversals
+        newest = done[0].stripe_reversal_id if done else self.transfer.stripe_reversal_id
         taken = answer.transfer.amount_reversed
         logger.warning(
             "transfer_already_reversed",

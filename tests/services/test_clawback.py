@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from marketplace.errors import NotAllowedNow
 from marketplace.explain import transfers as explain_transfers
 from marketplace.explain.shapes import Kind
-from marketplace.gateway.contract import Refused
+from marketplace.gateway.contract import AlreadyReversed, Refused, ReversalFacts
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
 from marketplace.services import (
     clawback,
@@ -506,6 +506,19 @@ def test_what_a_person_wanted_and_others_took_concerns_no_refund(
         ("operator", "canceled"),
         ("seen_at_stripe", "succeeded"),
     }
+
+
+def test_what_stripe_gave_up_is_no_proof_of_what_others_took(sold: Make, gateway: Any) -> None:
+    """The newest in Stripe's list stood as the transfer's latest reversal, though it took nothing."""
+    order = sold()
+    record(order)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    given_up = ReversalFacts(stripe_reversal_id="trr_2", amount=1500, currency="eur", operation_id="", status="failed")
+    done = replace(given_up, stripe_reversal_id="trr_1", amount=1200, status="succeeded")
+    facts = gateway.retrieve_transfer(claimed.transfer.stripe_transfer_id).transfer
+    answer = AlreadyReversed(transfer=replace(facts, amount_reversed=1200), reversals=(given_up, done))
+    clawback.settle(claimed, answer, actor="worker")
+    assert order.transfers.get().stripe_reversal_id == "trr_1"
 
 
 def test_what_is_wanted_no_more_when_stripe_says_that_less_is_left_needs_no_person(
