@@ -16,15 +16,9 @@ from marketplace.models.reconciliations import (
     ReconciliationSubject,
 )
 from marketplace.models.refunds import REFUNDING_CHANNEL, Refund, RefundItem
+from marketplace.models.reversals import Source, TransferReversal
 from marketplace.models.sales import Order, OrderItem, Product, Seller
-from marketplace.models.transfers import (
-    GIVE_BACK_UNDECIDED,
-    REVERSING_CHANNEL,
-    SENDING_CHANNEL,
-    SellerTransfer,
-    Source,
-    TransferReversal,
-)
+from marketplace.models.transfers import GIVE_BACK_UNDECIDED, REVERSING_CHANNEL, SENDING_CHANNEL, SellerTransfer
 from marketplace.models.webhook_events import EVENTS_CHANNEL, WebhookEvent
 
 __all__ = [

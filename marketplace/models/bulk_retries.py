@@ -6,18 +6,12 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import (
-    Lifecycle,
-    Work,
-    is_currency,
-    lease_is_whole,
-    listed_steps_only,
-    never_deleted,
-    tracked,
-    wakes_workers,
-)
+from marketplace.models.columns import is_currency, lease_is_whole
+from marketplace.models.history import tracked
+from marketplace.models.lifecycle import Lifecycle, Work
 from marketplace.models.notices import Notice, announces
 from marketplace.models.transfers import SellerTransfer
+from marketplace.models.triggers import listed_steps_only, never_deleted, wakes_workers
 from marketplace.money import Money
 from marketplace.states import (
     BULK_RETRY_ITEM_TRANSITIONS,

@@ -10,7 +10,8 @@ from typing import Any
 from django.db import connection
 
 from marketplace.models.coordination import SUCCEEDED
-from marketplace.models.transfers import SellerTransfer, TransferReversal
+from marketplace.models.reversals import TransferReversal
+from marketplace.models.transfers import SellerTransfer
 
 _CONFIRM = f"""
     WITH held AS MATERIALIZED (

@@ -9,7 +9,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import update_of
+from marketplace.models.triggers import update_of
 
 
 class RequestAllowance(models.Model):

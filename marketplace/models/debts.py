@@ -9,8 +9,10 @@ from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import is_currency
-from marketplace.models.transfers import SellerTransfer, TransferReversal, reversal_agrees, transfer_agrees
+from marketplace.models.columns import is_currency
+from marketplace.models.debt_agreements import reversal_agrees, transfer_agrees
+from marketplace.models.reversals import TransferReversal
+from marketplace.models.transfers import SellerTransfer
 from marketplace.money import Money
 from marketplace.states import REVERSAL_GIVEN_UP
 

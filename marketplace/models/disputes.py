@@ -5,10 +5,13 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Lifecycle, is_currency, never_changes_once_set, tracked, update_of
+from marketplace.models.columns import is_currency
+from marketplace.models.history import tracked
+from marketplace.models.lifecycle import Lifecycle
 from marketplace.models.notices import Notice, announces
 from marketplace.models.refunds import SumOfValues
 from marketplace.models.sales import Order
+from marketplace.models.triggers import never_changes_once_set, update_of
 
 
 @tracked(

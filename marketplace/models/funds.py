@@ -4,7 +4,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Work, lease_is_whole
+from marketplace.models.columns import lease_is_whole
+from marketplace.models.lifecycle import Work
 from marketplace.models.sales import Seller
 
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 from uuid import UUID
 
 import pghistory
-import pgtrigger
 from django.db import DEFAULT_DB_ALIAS, connection, connections, models
 from django.db.models.base import ModelState
 from django.db.models.expressions import DatabaseDefault
@@ -18,11 +17,10 @@ from django.db.models.functions import Now
 from django.db.models.sql.subqueries import UpdateQuery
 from django.utils.translation import gettext_lazy as _
 
-from marketplace import correlation, tracing
 from marketplace.errors import AlreadyThere, ChangedMeanwhile, IllegalTransition, StaleTransition
 from marketplace.models import together
 from marketplace.models.together import Rows
-from marketplace.states import Transitions, pairs
+from marketplace.states import Transitions
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -344,162 +342,3 @@ class Work(models.Model):
 
     class Meta:
         abstract = True
-
-
-def correlated() -> "models.CharField[str, str]":
-    """By which request or event the row was written. Empty in rows of older versions."""
-    return models.CharField(
-        _("correlation id"),
-        max_length=100,
-        blank=True,
-        default=correlation.current,
-        db_default="",
-        editable=False,
-        help_text=_("Of the event (evt_…) or request that began it; in the log lines of all that is done about it."),
-    )
-
-
-def traced() -> "models.CharField[str, str]":
-    """The span in which the row was written; see ``tracing``."""
-    return models.CharField(
-        _("trace"),
-        max_length=55,
-        blank=True,
-        default=tracing.traceparent,
-        db_default="",
-        editable=False,
-        help_text=_("W3C's traceparent of the span that wrote it. Empty without a collector."),
-    )
-
-
-def lease_is_whole(name: str) -> models.CheckConstraint:
-    return models.CheckConstraint(
-        name=name,
-        condition=models.Q(lease_token__isnull=True, lease_expires_at__isnull=True)
-        | models.Q(lease_token__isnull=False, lease_expires_at__isnull=False),
-    )
-
-
-def is_currency(name: str) -> models.CheckConstraint:
-    return models.CheckConstraint(name=name, condition=models.Q(currency__regex=r"^[a-z]{3}$"))
-
-
-def update_of(*columns: str) -> pgtrigger.Operation:
-    """Of an update that sets one of the columns. For any other PostgreSQL does not even look at the condition, which
-    costs more than most triggers do.
-    """
-    return pgtrigger.UpdateOf(*columns)  # type: ignore[no-untyped-call]
-
-
-def listed_steps_only(transitions: Transitions[Any]) -> pgtrigger.FSM:
-    """The trigger that refuses every unlisted step, whoever asks: `psql`, ``QuerySet.update``, an old program."""
-    steps = pgtrigger.FSM(name="listed_steps_only", field="status", transitions=pairs(transitions))
-    # Its class is for any update. No row's status changes but by a statement that sets it.
-    steps.operation = update_of("status")
-    return steps
-
-
-def never_changes_once_set(field: str, name: str) -> pgtrigger.Trigger:
-    """Stripe's ids and sent amounts are facts: a correction is a new row."""
-    return pgtrigger.Protect(
-        name=name,
-        operation=update_of(field),
-        condition=pgtrigger.Condition(f"OLD.{field} <> '' AND OLD.{field} IS DISTINCT FROM NEW.{field}"),
-    )
-
-
-def wakes_workers(name: str, channel: str, statuses: list[str]) -> pgtrigger.Trigger:
-    """NOTIFY, inside the writer's transaction, when a row becomes due work or its due time changes.
-
-    The payload says in how many milliseconds it is due, so that a worker need not ask, nor trust its host's clock.
-    PostgreSQL sends equal notifications of one transaction once, so a refund over many sellers wakes workers once.
-    """
-    listed = ", ".join(f"'{status}'" for status in statuses)
-    return pgtrigger.Trigger(
-        name=name,
-        level=pgtrigger.Row,
-        when=pgtrigger.After,
-        operation=pgtrigger.Insert | update_of("status", "next_retry_at", "lease_token"),
-        declare=[("is_news", "BOOLEAN"), ("milliseconds", "NUMERIC")],
-        func=f"""
-            IF TG_OP = 'INSERT' THEN
-                is_news := TRUE;
-            ELSE
-                is_news := OLD.status <> NEW.status OR OLD.next_retry_at IS DISTINCT FROM NEW.next_retry_at
-                    OR OLD.lease_token IS NOT NULL;
-            END IF;
-            IF is_news THEN
-                milliseconds := extract(epoch FROM NEW.next_retry_at - statement_timestamp()) * 1000;
-                PERFORM pg_notify('{channel}', ceil(greatest(milliseconds, 0))::text);
-            END IF;
-            RETURN NULL;
-            """,
-        condition=pgtrigger.Condition(
-            f"NEW.status IN ({listed}) AND NEW.next_retry_at IS NOT NULL AND NEW.lease_token IS NULL"
-        ),
-    )
-
-
-def never_deleted() -> pgtrigger.Trigger:
-    return pgtrigger.Protect(name="never_deleted", operation=pgtrigger.Delete)
-
-
-def tracked(model_name: str, *fields: str, also: Sequence[str] = (), indexes: Sequence[models.Index] = ()) -> Any:
-    """Append-only history by trigger: each change of the status, and each failed attempt, or change of the columns in
-    ``also``, that left it as it was. What has a history is never deleted, by whatever statement. ``indexes`` are of the
-    history.
-
-    Who, why and which attempt stand in the row itself (``pgh_context``), so that history needs no second table.
-    """
-    trackers = [
-        pghistory.InsertEvent("created"),
-        _updated("status", pghistory.AnyChange("status"), "status"),
-    ]
-    if "last_error_at" in fields:
-        failed_again = "OLD.status = NEW.status AND OLD.last_error_at IS DISTINCT FROM NEW.last_error_at"
-        trackers.append(_updated("attempt", pgtrigger.Condition(failed_again), "last_error_at"))
-    if also:
-        changed = " OR ".join(f"OLD.{column} IS DISTINCT FROM NEW.{column}" for column in also)
-        otherwise = pgtrigger.Condition(f"OLD.status = NEW.status AND ({changed})")
-        trackers.append(_updated("change", otherwise, *also))
-    track = _history(model_name, fields, trackers, indexes)
-    keep = pgtrigger.register(never_deleted())
-    return lambda model: keep(track(model))
-
-
-def tracked_from(beginning: str, model_name: str, *fields: str) -> Any:
-    """As ``tracked``, for rows that few people ever ask after: nothing is written before ``beginning``, a column that
-    counts, is above zero; from then on each change of it, of the status and of the last error.
-    """
-    changed = f"(OLD.{beginning}, OLD.status, OLD.last_error_at) IS DISTINCT FROM "
-    changed += f"(NEW.{beginning}, NEW.status, NEW.last_error_at)"
-    condition = pgtrigger.Condition(f"NEW.{beginning} > 0 AND {changed}")
-    return _history(model_name, fields, [_updated("status", condition, beginning, "status", "last_error_at")])
-
-
-def _updated(label: str, condition: Any, *columns: str) -> pghistory.UpdateEvent:
-    """An entry of the history, of updates that set one of the columns."""
-    return pghistory.UpdateEvent(
-        label, condition=condition, operation=update_of(*columns), trigger_name=f"{label}_update"
-    )
-
-
-def tracked_each(column: str, model_name: str, *fields: str) -> Any:
-    """A history of each change of ``column``, and of nothing else."""
-    condition = pgtrigger.Condition(f"OLD.{column} IS DISTINCT FROM NEW.{column}")
-    return _history(model_name, fields, [_updated("change", condition, column)])
-
-
-def _history(
-    model_name: str, fields: Sequence[str], trackers: Sequence[Any], indexes: Sequence[models.Index] = ()
-) -> Any:
-    return pghistory.track(
-        *trackers,
-        fields=list(fields),
-        model_name=model_name,
-        append_only=True,
-        meta={"indexes": list(indexes)},
-        context_field=pghistory.ContextJSONField(),
-        context_id_field=None,  # type: ignore[arg-type]  # its code takes None, its annotation does not
-        obj_field=pghistory.ObjForeignKey(related_name="history", on_delete=models.PROTECT),
-    )

@@ -13,8 +13,11 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Work, lease_is_whole, tracked_each, update_of
+from marketplace.models.columns import lease_is_whole
+from marketplace.models.history import tracked_each
+from marketplace.models.lifecycle import Work
 from marketplace.models.sales import Seller
+from marketplace.models.triggers import update_of
 
 NOTICES_CHANNEL = "veza_notices"
 

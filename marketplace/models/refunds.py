@@ -8,20 +8,11 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import (
-    Lifecycle,
-    Work,
-    correlated,
-    is_currency,
-    lease_is_whole,
-    listed_steps_only,
-    never_changes_once_set,
-    traced,
-    tracked,
-    update_of,
-    wakes_workers,
-)
+from marketplace.models.columns import correlated, is_currency, lease_is_whole, traced
+from marketplace.models.history import tracked
+from marketplace.models.lifecycle import Lifecycle, Work
 from marketplace.models.sales import Order, OrderItem
+from marketplace.models.triggers import listed_steps_only, never_changes_once_set, update_of, wakes_workers
 from marketplace.money import Money
 from marketplace.states import REFUND_TRANSITIONS, RefundStatus
 

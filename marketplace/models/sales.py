@@ -8,7 +8,10 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import Lifecycle, is_currency, listed_steps_only, tracked
+from marketplace.models.columns import is_currency
+from marketplace.models.history import tracked
+from marketplace.models.lifecycle import Lifecycle
+from marketplace.models.triggers import listed_steps_only
 from marketplace.money import Money
 from marketplace.shares import RefundCommission
 from marketplace.states import ORDER_TRANSITIONS, OrderStatus

@@ -11,8 +11,9 @@ from django.db import models
 from marketplace.models import together
 from marketplace.models.disputes import Dispute
 from marketplace.models.refunds import Refund
+from marketplace.models.reversals import TransferReversal
 from marketplace.models.sales import Order
-from marketplace.models.transfers import SellerTransfer, TransferReversal
+from marketplace.models.transfers import SellerTransfer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,11 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.models.lifecycle import (
-    Lifecycle,
-    Work,
-    lease_is_whole,
-    listed_steps_only,
-    tracked_from,
-    wakes_workers,
-)
+from marketplace.models.columns import lease_is_whole
+from marketplace.models.history import tracked_from
+from marketplace.models.lifecycle import Lifecycle, Work
 from marketplace.models.notices import Notice, announces
+from marketplace.models.triggers import listed_steps_only, wakes_workers
 from marketplace.states import EVENT_TRANSITIONS, EventStatus
 
 EVENTS_CHANNEL = "veza_events"
