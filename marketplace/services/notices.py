@@ -192,11 +192,16 @@ class Told:
     totals: Sequence[Total]
 
 
-def claim(*, batch_size: int, lease: timedelta) -> list[NoticeMessage]:
-    """Make messages of what waits, and lease those that are due; committed on return."""
+def claim(*, batch_size: int, lease: timedelta, most_to_sellers: int) -> list[NoticeMessage]:
+    """Make messages of what waits, and lease those that are due, operators' first; committed on return."""
     leases.require_no_transaction()
     compose()
-    return leases.claim(NoticeMessage, due=DUE.condition, batch_size=batch_size, lease=lease)
+    claimed: list[NoticeMessage] = []
+    for to, most in (("<>", batch_size), ("=", most_to_sellers)):
+        room = min(most, batch_size - len(claimed))
+        due = f"{DUE.condition} AND channel {to} 'seller'"
+        claimed += leases.claim(NoticeMessage, due=due, batch_size=room, lease=lease) if room else []
+    return claimed
 
 
 def told(claimed: NoticeMessage) -> Told | None:

@@ -35,14 +35,24 @@ logger = structlog.get_logger(__name__)
 
 
 class NoticeQueue:
-    """Messages that are due. A receiver that fails holds back its own messages, and nothing else."""
+    """Messages that are due. A receiver that fails holds back its own messages, and nothing else: of those to sellers,
+    which may be thousands, this process has at most ``most_to_sellers`` in hand. A mail server that says nothing keeps
+    the thread of each for ``EMAIL_TIMEOUT``.
+    """
 
     name = notices.WORK
     channel = NOTICES_CHANNEL
     due: leases.Due = notices.DUE
 
+    def __init__(self, *, most_to_sellers: int = 1) -> None:
+        self._most_to_sellers = most_to_sellers
+        self._to_sellers: set[int] = set()
+
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[NoticeMessage]:
-        return notices.claim(batch_size=batch_size, lease=lease)
+        room = self._most_to_sellers - len(self._to_sellers)
+        claimed = notices.claim(batch_size=batch_size, lease=lease, most_to_sellers=room)
+        self._to_sellers |= {each.pk for each in claimed if each.channel == NoticeMessage.Channel.SELLER}
+        return claimed
 
     def is_held_back(self, claimed: NoticeMessage) -> bool:  # noqa: ARG002 - nothing of it concerns Stripe
         return False
@@ -56,6 +66,12 @@ class NoticeQueue:
         }
 
     def perform(self, claimed: NoticeMessage) -> None:
+        try:
+            self._perform(claimed)
+        finally:
+            self._to_sellers.discard(claimed.pk)
+
+    def _perform(self, claimed: NoticeMessage) -> None:
         started = time.monotonic()
         answer = _send(claimed)
         if answer is None:
@@ -78,6 +94,7 @@ class NoticeQueue:
         notices.settle_not_sent(claimed, "unexpected_error", f"{type(exception).__name__}: {exception}")
 
     def release(self, claimed: NoticeMessage) -> None:
+        self._to_sellers.discard(claimed.pk)
         leases.release(NoticeMessage, claimed.pk, claimed.lease_token)
 
 

@@ -48,7 +48,7 @@ from marketplace.slots import CallSlots
 from marketplace.workers.balances import BalanceQueue
 from marketplace.workers.bulk_retries import BulkRetryQueue
 from marketplace.workers.figures import FigureQueue
-from marketplace.workers.loop import Queue, Worker, persistently
+from marketplace.workers.loop import Queue, Worker, persistently, threads_for
 from marketplace.workers.notices import NoticeQueue
 from marketplace.workers.stripe_queue import StripeQueue, attempt
 
@@ -235,7 +235,8 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
         FigureQueue(),
     ]
     if notices.is_on():
-        queues.append(NoticeQueue())
+        # By the threads that are more than the calls.
+        queues.append(NoticeQueue(most_to_sellers=threads_for(concurrency) - concurrency))
     return Worker(
         queues,
         name="reversal worker",

@@ -28,7 +28,9 @@ from marketplace.workers import loop, reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
 from marketplace.workers.loop import Worker, persistently, threads_for
 from tests.conftest import plain_parameters
-from tests.factories import SellerTransferFactory, WebhookEventFactory, order_with_transfers
+from tests.factories import SellerFactory, SellerTransferFactory, WebhookEventFactory, order_with_transfers
+from tests.outgoing.receivers import raw_server, webhook_receiver
+from tests.outgoing.test_webhook import SECRET
 from tests.services.test_refunds import facts
 from tests.workers.conftest import CREATE, REVERSE, drain
 
@@ -185,6 +187,43 @@ def test_a_long_backlog_of_one_queue_does_not_keep_the_others_waiting() -> None:
     short = Rows([1], lambda _row: order.append("short"))
     worker(long, short, concurrency=1, batch_size=1).run_once()
     assert order.index("short") <= 2
+
+
+@pytest.fixture
+def silent_mail_server(settings: Any) -> Iterator[list[Any]]:
+    """It takes connections and says nothing, as one behind a firewall that drops. Those that wait for it."""
+    waiting: list[Any] = []
+    over = threading.Event()
+
+    def answer(connected: Any) -> None:
+        waiting.append(connected)
+        over.wait(PATIENCE)
+
+    with raw_server(answer) as port:
+        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_HOST, settings.EMAIL_PORT, settings.EMAIL_TIMEOUT = "127.0.0.1", port, 2 * PATIENCE
+        settings.SELLER_NOTICES = True
+        yield waiting
+        over.set()
+
+
+def test_a_silent_mail_server_holds_up_sellers_mails_and_nothing_else(
+    running: Callable[[Worker], threading.Thread],
+    silent_mail_server: list[Any],
+    at_stripe: Make,
+    gateway: Any,
+    settings: Any,
+) -> None:
+    for number in range(12):
+        SellerTransferFactory(reversed=True, seller=SellerFactory(email=f"seller-{number}@example.com"))
+    running(reversal.worker(gateway, concurrency=4))
+    wait_until(lambda: bool(silent_mail_server))
+    with webhook_receiver() as operators:
+        settings.NOTICE_WEBHOOK_URL = f"{operators.url}/hook"
+        settings.NOTICE_WEBHOOK_SECRET = SECRET
+        SellerTransferFactory(permanently_failed=True)
+        wait_for(at_stripe(), TransferStatus.REVERSED)
+        wait_until(lambda: bool(operators.received))
 
 
 def test_a_poison_row_does_not_stop_the_queue() -> None:
