@@ -145,6 +145,24 @@ def _owe_less(transfer: SellerTransfer, amount: int, *, reason: str, actor: str)
         elif amount:
             reversal.change(reason=reason, actor=actor, amount=reversal.amount - amount)
             amount = 0
+    _want_less(transfer, reason=reason, actor=actor)
+
+
+def _want_less(transfer: SellerTransfer, *, reason: str, actor: str) -> None:
+    """Of what was settled another way Stripe knows nothing, and would not refuse what is too much beside it: so much is
+    no longer wanted, of the newest debts first. They are looked for, and what is still owed is owed anew.
+    """
+    rows = list(transfer.reversals.all())
+    owed = sum(each.amount_open for each in rows if each.status == ReversalStatus.PENDING)
+    settled = sum(each.amount_settled for each in rows)
+    too_much = min(owed - reversals.left_with_seller(transfer, rows), settled)
+    for reversal in reversed(reversals.open_reversals(transfer)):
+        may_be_there = reversal.cause in clawback.OWN and reversal.first_attempted_at is not None
+        part = min(reversal.amount_open, too_much) if may_be_there else 0
+        if part > 0:
+            unwanted_amount = reversal.unwanted_amount + part
+            reversal.change(reason=reason, actor=actor, unwanted_amount=unwanted_amount, unwanted_at=Now())
+            too_much -= part
 
 
 def _conclude(

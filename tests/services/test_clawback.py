@@ -22,6 +22,7 @@ from marketplace.gateway.contract import AlreadyReversed, Refused, ReversalFacts
 from marketplace.models import GIVE_BACK_UNDECIDED, Order, SellerTransfer, TransferReversal
 from marketplace.services import (
     clawback,
+    debts,
     give_backs,
     outcomes,
     reversal_claims,
@@ -748,6 +749,27 @@ def test_what_was_taken_elsewhere_is_not_given_back(
     fails(order, amount=1000)
     work()
     assert kept_at_stripe(simulator, order) == [2000], "all but the 700"
+
+
+def test_beside_what_was_paid_by_hand_what_others_took_is_not_taken_once_more(
+    sold: Make, simulator: Any, work: Callable[[], None], gateway: Any
+) -> None:
+    """At Stripe there was enough left for it, and the seller had given more than the share."""
+    order = sold()
+    transfer = order.transfers.get()
+    record(order, amount=1000)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    clawback.settle(claimed, Refused(message="account closed", code="account_closed"), actor="worker")
+    debts.pay_by_hand(reversal_id=claimed.reversal.pk, amount=900, actor="user:ann", reason="by bank transfer")
+    record(order, stripe_refund_id="re_2", amount=2000)
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    drain(reversal_worker.ReversalQueue(gateway))
+    simulator.create_reversal(transfer.stripe_transfer_id, 600)
+    seen(gateway, transfer)
+    work()
+    # Of 27.00 she has given 9.00 by hand, others took 6.00, and that leaves 12.00 to be taken.
+    assert kept_at_stripe(simulator, order) == [900]
+    assert not TransferReversal.objects.filter(status__in=["pending", "failed"]).exists()
 
 
 def test_a_refund_after_a_payment_back_that_is_not_sent_cancels_that(
