@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -105,6 +105,26 @@ class _InHand:
 def threads_for(concurrency: int) -> int:
     """More than there are calls at once: while some threads write answers down, others keep every call slot in use."""
     return concurrency + max(concurrency // 4, 2)
+
+
+class Few:
+    """The rows that this process has in hand of a queue that may wait for somebody slow, by their keys: ``most`` at a
+    time, so that never all threads wait for him.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._keys: set[Any] = set()
+
+    @property
+    def room(self) -> int:
+        return self._most - len(self._keys)
+
+    def add(self, keys: Iterable[Any]) -> None:
+        self._keys |= set(keys)
+
+    def done_with(self, key: Any) -> None:
+        self._keys.discard(key)
 
 
 class _Wake:

@@ -29,7 +29,7 @@ from marketplace.outgoing.contract import Answer, NotSent, Sent
 from marketplace.services import leases, notices
 from marketplace.services.notices import Told, ToldSeller
 from marketplace.states import BulkRetryItemStatus
-from marketplace.workers.loop import elapsed_ms, persistently
+from marketplace.workers.loop import Few, elapsed_ms, persistently
 
 logger = structlog.get_logger(__name__)
 
@@ -45,13 +45,11 @@ class NoticeQueue:
     due: leases.Due = notices.DUE
 
     def __init__(self, *, most_to_sellers: int = 1) -> None:
-        self._most_to_sellers = most_to_sellers
-        self._to_sellers: set[int] = set()
+        self._to_sellers = Few(most_to_sellers)
 
     def claim(self, *, batch_size: int, lease: timedelta) -> Sequence[NoticeMessage]:
-        room = self._most_to_sellers - len(self._to_sellers)
-        claimed = notices.claim(batch_size=batch_size, lease=lease, most_to_sellers=room)
-        self._to_sellers |= {each.pk for each in claimed if each.channel == NoticeMessage.Channel.SELLER}
+        claimed = notices.claim(batch_size=batch_size, lease=lease, most_to_sellers=self._to_sellers.room)
+        self._to_sellers.add(each.pk for each in claimed if each.channel == NoticeMessage.Channel.SELLER)
         return claimed
 
     def is_held_back(self, claimed: NoticeMessage) -> bool:  # noqa: ARG002 - nothing of it concerns Stripe
@@ -69,7 +67,7 @@ class NoticeQueue:
         try:
             self._perform(claimed)
         finally:
-            self._to_sellers.discard(claimed.pk)
+            self._to_sellers.done_with(claimed.pk)
 
     def _perform(self, claimed: NoticeMessage) -> None:
         started = time.monotonic()
@@ -94,7 +92,7 @@ class NoticeQueue:
         notices.settle_not_sent(claimed, "unexpected_error", f"{type(exception).__name__}: {exception}")
 
     def release(self, claimed: NoticeMessage) -> None:
-        self._to_sellers.discard(claimed.pk)
+        self._to_sellers.done_with(claimed.pk)
         leases.release(NoticeMessage, claimed.pk, claimed.lease_token)
 
 

@@ -226,17 +226,18 @@ def worker(gateway: TransferGateway, *, concurrency: int | None = None, batch_si
     """The reversal worker as configured by ``REVERSAL_*``."""
     concurrency = concurrency or settings.REVERSAL_CONCURRENCY
     slots = CallSlots(concurrency)
+    # The threads that are more than the calls: so many may wait for who is not asked for reversals or refunds.
+    spare = threads_for(concurrency) - concurrency
     queues: list[Queue] = [
         ReversalQueue(gateway, slots),
         RefundQueue(gateway, slots),
         EventQueue(gateway),
-        BalanceQueue(gateway),
+        BalanceQueue(gateway, most=spare),
         BulkRetryQueue(),
         FigureQueue(),
     ]
     if notices.is_on():
-        # By the threads that are more than the calls.
-        queues.append(NoticeQueue(most_to_sellers=threads_for(concurrency) - concurrency))
+        queues.append(NoticeQueue(most_to_sellers=spare))
     return Worker(
         queues,
         name="reversal worker",

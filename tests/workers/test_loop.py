@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from marketplace import deadline
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
-from marketplace.models import SellerTransfer
+from marketplace.models import BalanceWatch, SellerTransfer
 from marketplace.services import leases, refunds, reversal_settling, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import loop, reversal, transfer_retry
@@ -29,6 +29,7 @@ from marketplace.workers.listener import APPLICATION_NAME, Listener
 from marketplace.workers.loop import Worker, persistently, threads_for
 from tests.conftest import plain_parameters
 from tests.factories import SellerFactory, SellerTransferFactory, WebhookEventFactory, order_with_transfers
+from tests.lines import BALANCE
 from tests.outgoing.receivers import raw_server, webhook_receiver
 from tests.outgoing.test_webhook import SECRET
 from tests.services.test_refunds import facts
@@ -224,6 +225,22 @@ def test_a_silent_mail_server_holds_up_sellers_mails_and_nothing_else(
         SellerTransferFactory(permanently_failed=True)
         wait_for(at_stripe(), TransferStatus.REVERSED)
         wait_until(lambda: bool(operators.received))
+
+
+def test_balances_that_are_slow_to_come_hold_up_their_checks_and_nothing_else(
+    running: Callable[[Worker], threading.Thread], at_stripe: Make, gateway: Any, simulator: Any
+) -> None:
+    for _ in range(12):
+        transfer = at_stripe()
+        SellerTransfer.objects.filter(pk=transfer.pk).update(
+            last_error_code="insufficient_funds", next_retry_at=Now() + timedelta(hours=6)
+        )
+        BalanceWatch.objects.create(seller=transfer.seller, available={}, next_retry_at=Now())
+    simulator.faults.add("latency", seconds=3, endpoint=BALANCE)
+    running(reversal.worker(gateway, concurrency=4))
+    wait_until(lambda: BalanceWatch.objects.filter(lease_token__isnull=False).exists())
+    wait_for(at_stripe(), TransferStatus.REVERSED)
+    assert not BalanceWatch.objects.filter(seen_at__isnull=False).exists()
 
 
 def test_a_poison_row_does_not_stop_the_queue() -> None:
