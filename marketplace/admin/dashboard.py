@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 from django.db.models import Model, TextChoices
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
@@ -43,7 +42,7 @@ AGE_LABELS: Mapping[str, Any] = {
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """Unfold's DASHBOARD_CALLBACK: what ``request.user`` may see, and no question is asked for the rest."""
-    now = timezone.now()
+    now = selectors.now()
 
     def may_see(*models: type[Model]) -> bool:
         return all(request.user.has_perm(f"marketplace.view_{model._meta.model_name}") for model in models)
@@ -53,15 +52,15 @@ def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     lately = overview.lately(now) if may_see(TransferReversal) else None
     cards = []
     if may_see(SellerTransfer):
-        cards += _transfer_cards(waiting)
+        cards += _transfer_cards(waiting, now)
     if may_see(Refund):
-        cards.append(_refund_card())
+        cards.append(_refund_card(now))
     if may_see(Dispute):
         cards.append(_dispute_card())
     if may_see(WebhookEvent):
-        cards.append(_event_card())
+        cards.append(_event_card(now))
     if may_see(Debt):
-        cards.append(_debt_card(owing if may_see(TransferReversal) else overview.owed()))
+        cards.append(_debt_card(owing if may_see(TransferReversal) else overview.owed(), now))
     return {
         **context,
         "title": _("Overview"),
@@ -100,7 +99,7 @@ class Card:
     oldest_href: str = ""
 
 
-def _transfer_cards(waiting: Sequence[Waiting]) -> list[Card]:
+def _transfer_cards(waiting: Sequence[Waiting], now: datetime) -> list[Card]:
     titles = (
         (TransferStatus.PERMANENTLY_FAILED, ngettext_lazy("needs a person", "need a person", "count"), ""),
         (TransferStatus.REVERSAL_PENDING, ngettext_lazy("reversal owed", "reversals owed", "count"), "reversing"),
@@ -108,15 +107,15 @@ def _transfer_cards(waiting: Sequence[Waiting]) -> list[Card]:
         (TransferStatus.FAILED, _("sent again later"), "sending"),
     )
     return [
-        _card(SellerTransfer, status, title, [each for each in waiting if each.status == status], queue=queue)
+        _card(SellerTransfer, status, title, [each for each in waiting if each.status == status], now, queue=queue)
         for status, title, queue in titles
     ]
 
 
-def _refund_card() -> Card:
+def _refund_card(now: datetime) -> Card:
     asked = [each for each in overview.open_refunds() if each.status == RefundStatus.REQUESTED]
     title = ngettext_lazy("refund Stripe has not answered", "refunds Stripe has not answered", "count")
-    return _card(Refund, RefundStatus.REQUESTED, title, asked, queue="refunding")
+    return _card(Refund, RefundStatus.REQUESTED, title, asked, now, queue="refunding")
 
 
 def _dispute_card() -> Card:
@@ -131,7 +130,7 @@ def _dispute_card() -> Card:
     )
 
 
-def _event_card() -> Card:
+def _event_card(now: datetime) -> Card:
     failed = overview.failed_events()
     said = {
         "person": ngettext_lazy("%(count)s needs a person", "%(count)s need a person", "count"),
@@ -139,13 +138,13 @@ def _event_card() -> Card:
     }
     facts = [str(said[state] % {"count": failed[state]}) for state in said if failed[state]]
     title, count = ngettext_lazy("event that failed", "events that failed", "count"), sum(failed.values())
-    return _card(WebhookEvent, EventStatus.FAILED, title, [], queue="events", count=count, facts=facts)
+    return _card(WebhookEvent, EventStatus.FAILED, title, [], now, queue="events", count=count, facts=facts)
 
 
-def _debt_card(owing: Iterable[Owed]) -> Card:
+def _debt_card(owing: Iterable[Owed], now: datetime) -> Card:
     owed = [each for each in owing if each.status == ReversalStatus.FAILED]
     title = ngettext_lazy("debt of a seller", "debts of sellers", "count")
-    return _card(Debt, ReversalStatus.FAILED, title, owed, href=rows_of(Debt))
+    return _card(Debt, ReversalStatus.FAILED, title, owed, now, href=rows_of(Debt))
 
 
 def _card(
@@ -153,6 +152,7 @@ def _card(
     status: TextChoices,
     title: Any,
     groups: Sequence[Any],
+    now: datetime,
     *,
     queue: str = "",
     count: int | None = None,
@@ -161,7 +161,7 @@ def _card(
 ) -> Card:
     number = sum(group.count for group in groups) if count is None else count
     oldest = overview.longest_waiting(queue) if queue and number else None
-    is_late = oldest is not None and oldest[1] < timezone.now()
+    is_late = oldest is not None and oldest[1] < now
     said = [*facts, *sums(groups)] or [_("nothing waits")]
     return Card(
         # One that depends on a number asks for it.
@@ -171,7 +171,7 @@ def _card(
         status=str(status.label),
         facts=" · ".join(said),
         href=href or rows_of(model, status__exact=status.value),
-        oldest=_("%(row)s, due for %(time)s") % {"row": oldest[0], "time": timesince(oldest[1])}
+        oldest=_("%(row)s, due for %(time)s") % {"row": oldest[0], "time": timesince(oldest[1], now)}
         if oldest and is_late
         else "",
         oldest_href=reverse(f"admin:marketplace_{model._meta.model_name}_change", args=[oldest[0].pk])
