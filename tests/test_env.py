@@ -251,6 +251,12 @@ def test_other_databases_are_refused_without_their_password(value: str, shown: s
     assert refusal(reading(A=value).database, "A") == f"A={shown!r} is not valid: expected {POSTGRESQL}."
 
 
+@pytest.mark.parametrize("pool", ["true", "False", "5"])
+def test_a_pool_is_none_of_the_addresss_matter(pool: str) -> None:
+    told = refusal(reading(A=f"postgres://u:s3cret@h/db?pool={pool}").database, "A")
+    assert told.startswith("A='postgres://***@h/db?pool=…' is not valid: expected no pool")
+
+
 @pytest.mark.parametrize(
     ("value", "shown"),
     [

@@ -278,6 +278,8 @@ class Environment:
             raise invalid(name, shown, accepted) from None
         if config.get("ENGINE") != "django.db.backends.postgresql" or not config.get("NAME"):
             raise invalid(name, shown, accepted)
+        if "pool" in config.get("OPTIONS", {}):
+            raise invalid(name, f"{shown}?pool=…", "no pool: this program brings its own, which serves its threads")
         return config
 
     def listen_url(self, name: str) -> str:
