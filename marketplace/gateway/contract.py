@@ -106,6 +106,8 @@ class DisputeFacts:
     is_reinstated: bool
     opened_at: datetime
     seen_at: datetime
+    # Given back and taken again is twice. 0 where that is not told.
+    times_withdrawn: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

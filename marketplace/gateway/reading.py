@@ -1,6 +1,6 @@
 """From Stripe's objects, as plain data, to facts: of what calls answer, and of what events bring."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -84,11 +84,21 @@ def dispute_facts(body: Mapping[str, Any], *, seen_at: datetime, event_type: str
         # Below zero where Stripe gives it back.
         fee=max(sum(_signed(each["fee"]) for each in entries), 0),
         balance_currency=_text(entries[0]["currency"]) if entries else "",
+        times_withdrawn=_times_withdrawn(entries),
         is_withdrawn=withdrawn > 0 or event_type == "charge.dispute.funds_withdrawn",
         is_reinstated=reinstated > 0 or event_type == "charge.dispute.funds_reinstated",
         opened_at=_time(body["created"]),
         seen_at=seen_at,
     )
+
+
+def _times_withdrawn(entries: Sequence[Mapping[str, Any]]) -> int:
+    times, is_gone = 0, False
+    for entry in sorted(entries, key=lambda each: _whole(each.get("created", 0))):
+        if entry["amount"]:
+            was_gone, is_gone = is_gone, entry["amount"] < 0
+            times += is_gone and not was_gone
+    return times
 
 
 def account_facts(body: Mapping[str, Any], *, seen_at: datetime | None = None) -> AccountFacts:

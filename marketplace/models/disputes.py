@@ -69,6 +69,13 @@ class Dispute(Lifecycle):
     balance_currency = models.CharField(
         _("balance currency"), max_length=3, blank=True, default="", help_text=_("Of the three amounts before.")
     )
+    times_withdrawn = models.PositiveIntegerField(
+        _("times withdrawn"),
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text=_("Given back and taken again is twice."),
+    )
     opened_at = models.DateTimeField(_("opened at"))
     withdrawn_at = models.DateTimeField(
         _("withdrawn at"), null=True, blank=True, help_text=_("The first time that Stripe told of it.")

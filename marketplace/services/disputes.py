@@ -42,7 +42,7 @@ _OPEN_RANK = RANK["appeal_under_review"]
 # What a person has to tell: how much of the order it is.
 ANOTHER_CURRENCY = "dispute_in_another_currency"
 # What only grows.
-_GROWING = ("amount_withdrawn", "amount_reinstated", "fee", "balance_currency")
+_GROWING = ("amount_withdrawn", "amount_reinstated", "fee", "balance_currency", "times_withdrawn")
 
 
 def record(facts: DisputeFacts, *, actor: str) -> Dispute:
@@ -229,7 +229,7 @@ def lost(dispute: Dispute | DisputeFacts, of_order: int) -> int:
     gone = max(withdrawn - dispute.amount_reinstated, 0)
     # Given back and taken again it was withdrawn twice, and is lost once.
     is_comparable = dispute.amount and dispute.balance_currency == dispute.currency
-    once = min(withdrawn, dispute.amount) if is_comparable else withdrawn
+    once = min(withdrawn, dispute.amount) if is_comparable else withdrawn // max(dispute.times_withdrawn, 1)
     return of_order - of_order * max(once - gone, 0) // once
 
 

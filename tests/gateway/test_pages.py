@@ -1,5 +1,6 @@
 """Whole periods of Stripe's lists, page by page, each with what belongs to it."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from marketplace.gateway.contract import (
     Refused,
     Unknown,
 )
+from marketplace.gateway.reading import dispute_facts
 from tests.gateway.conftest import ScriptedServer
 
 ALWAYS = {"since": 0, "until": 2**33}
@@ -155,6 +157,25 @@ def test_a_dispute_comes_with_its_charge_and_what_it_has_withdrawn(gateway: Any,
     simulator.close_dispute(dispute["id"], "won")
     told = one(gateway.page_of_disputes(**ALWAYS)).dispute
     assert (told.status, told.amount_withdrawn, told.amount_reinstated) == ("won", 4000, 4000)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "times"),
+    [([], 0), ([-4000], 1), ([-4000, -500], 1), ([-4000, 4000], 1), ([-4000, 0, 4000, -3900], 2), ([-1, 1, -1, 1], 2)],
+)
+def test_what_is_taken_again_after_it_was_given_back_is_withdrawn_twice(
+    simulator: Any, amounts: list[int], times: int
+) -> None:
+    dispute = simulator.open_dispute(simulator.create_charge(10_000)["id"], withdraw=False)
+    entries = [
+        {"amount": amount, "fee": 0, "currency": "usd", "created": 1_795_000_000 + second}
+        for second, amount in enumerate(amounts)
+    ]
+    # In whatever order Stripe lists them.
+    for listed in (entries, entries[::-1]):
+        body = dispute | {"balance_transactions": listed}
+        told = dispute_facts(body, seen_at=datetime.now(UTC), event_type="charge.dispute.closed")
+        assert told.times_withdrawn == times
 
 
 def test_an_inquiry_has_withdrawn_nothing(gateway: Any, simulator: Any) -> None:

@@ -193,6 +193,14 @@ def test_what_was_taken_given_back_and_taken_again_is_lost_once(order: Order) ->
     assert dispute.amount_lost == 5000
 
 
+def test_so_it_is_where_the_balance_is_in_a_third_currency(order: Order) -> None:
+    """Half of it counted, and the sellers kept the other half of what the platform had lost."""
+    told = {"withdrawn": 11000, "reinstated": 5500, "balance_currency": "usd"}
+    assert record(order, "lost", times_withdrawn=2, **told).amount_lost == 5000
+    # An older event, whatever comes first.
+    assert record(order, "needs_response", after=-9, withdrawn=5500, times_withdrawn=1).amount_lost == 5000
+
+
 def test_a_dispute_of_nothing_loses_nothing(order: Order) -> None:
     assert record(order, "lost", amount=0, withdrawn=5000).amount_lost == 0
 
