@@ -462,7 +462,7 @@ def _failure(error: stripe.StripeError) -> Failure:
     match status:
         case 404 if code == "resource_missing":
             return NotFound(**described)
-        case 401 | 403:
+        case 401 | 403 if kind:
             return Denied(**described, forbidden=status == 403)
         case 409:
             return Busy(**described)

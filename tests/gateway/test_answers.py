@@ -93,7 +93,7 @@ def test_a_success_of_an_unexpected_shape_is_unknown(
     assert type(CALLS[name](to_scripted)) is Unknown
 
 
-@pytest.mark.parametrize("status", [400, 404, 409, 418, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 409, 418, 429, 500, 503])
 @pytest.mark.parametrize(
     "body",
     [
@@ -112,7 +112,9 @@ def test_a_success_of_an_unexpected_shape_is_unknown(
 def test_an_error_that_is_not_of_stripe_never_settles_a_row(
     status: int, body: bytes, scripted: ScriptedServer, to_scripted: Any
 ) -> None:
-    """Nor does it say that Stripe keeps it under the key: a proxy's 500, while the request goes on to Stripe."""
+    """Nor does it say that Stripe keeps it under the key (a proxy's 500, while the request goes on to Stripe), or that
+    Stripe refuses ours (a firewall's 403): the worker would stop, and not begin again when that one is mended.
+    """
     scripted.says = Said(status, body)
     assert type(reverse(to_scripted)) in ({Unknown, Busy} if status in {409, 429} else {Unknown})
 
