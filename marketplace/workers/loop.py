@@ -186,6 +186,7 @@ class Worker:
         self._worked_on = 0
         self._denied: StripeDenied | None = None
         self._broken: BaseException | None = None
+        self._claim_error: Exception | None = None
 
     # --- Control ------------------------------------------------------------------------------------------------------
 
@@ -235,6 +236,7 @@ class Worker:
         Raises:
             StripeDenied: Stripe refuses our key; the rows stay due.
             OperationalError, InterfaceError: the database is away.
+            RuntimeError: an error of our own kept a queue's rows from being claimed, or a thread from working.
 
         """
         with self._threads():
@@ -248,6 +250,10 @@ class Worker:
                         break
                     self._wake.wait()
         self._raise_if_denied()
+        if self._claim_error is not None:
+            raise RuntimeError("A queue's rows could not be claimed; what was due in the others is done.") from (
+                self._claim_error
+            )
         return self._worked_on
 
     def run(self) -> None:
@@ -310,6 +316,20 @@ class Worker:
                 self._ask_at = min(self._ask_at, time.monotonic() + pause_after(watched.in_vain))
 
     def _claim(self, watched: _Watched) -> int:
+        """How many rows. An error of our own in the claim of one queue keeps no other queue waiting: it is told, and
+        tried again.
+        """
+        try:
+            return self._claimed(watched)
+        except DATABASE_TROUBLE:
+            raise
+        except Exception as error:
+            POISON.labels(work=watched.queue.name).inc()
+            logger.exception("unexpected_error", work=watched.queue.name, step="claim")
+            self._claim_error = error
+            return 0
+
+    def _claimed(self, watched: _Watched) -> int:
         began, clock = time.monotonic(), deadline.clock()
         with tracing.span("claim", work=watched.queue.name):
             claimed = watched.queue.claim(batch_size=self._batch_size, lease=self._lease)

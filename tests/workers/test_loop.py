@@ -256,6 +256,43 @@ def test_a_poison_row_does_not_stop_the_queue() -> None:
     assert "unexpected_error" in [entry["event"] for entry in logs]
 
 
+class Unclaimable(Rows):
+    """The claim itself fails, as long as ``is_broken``."""
+
+    name = "unclaimable"
+    is_broken = True
+
+    def claim(self, *, batch_size: int, lease: timedelta) -> Any:
+        if self.is_broken:
+            raise ZeroDivisionError("a bug")
+        return super().claim(batch_size=batch_size, lease=lease)
+
+
+def test_a_queue_that_cannot_be_claimed_keeps_no_other_waiting() -> None:
+    broken, rows = Unclaimable([7]), Rows(range(4))
+    with capture_logs() as logs, pytest.raises(RuntimeError, match="could not be claimed"):
+        worker(broken, rows).run_once()
+    assert sorted(rows.performed) == [0, 1, 2, 3]
+    assert ("unexpected_error", "unclaimable", "claim") in [
+        (entry["event"], entry.get("work"), entry.get("step")) for entry in logs
+    ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_queue_that_cannot_be_claimed_is_tried_again_and_ends_no_worker(
+    running: Callable[[Worker], threading.Thread],
+) -> None:
+    broken, rows = Unclaimable([7]), Rows(range(4))
+    # Something of it is always due, as far as the database knows.
+    SellerTransferFactory(next_retry_at=Now())
+    broken.due = leases.Due(model=SellerTransfer, condition="TRUE")
+    thread = running(worker(broken, rows))
+    wait_until(lambda: len(rows.performed) == 4)
+    broken.is_broken = False
+    wait_until(lambda: broken.performed == [7])
+    assert thread.is_alive()
+
+
 def test_a_late_settle_is_logged_and_not_an_error() -> None:
     def perform(_row: int) -> None:
         raise StaleTransition("lease gone")
