@@ -27,7 +27,7 @@ from marketplace.gateway.contract import Failure, NotFound, Postponed, Refused, 
 from marketplace.gateway.stripe_events import IncomingEvent
 from marketplace.metrics import WEBHOOK_EVENTS
 from marketplace.models import Order, Seller, WebhookEvent, together
-from marketplace.services import disputes, funds, leases, outcomes, payments, refunds, seen_at_stripe, sellers
+from marketplace.services import disputes, funds, leases, outcomes, payments, refund_records, seen_at_stripe, sellers
 from marketplace.states import EventStatus
 
 logger = structlog.get_logger(__name__)
@@ -341,7 +341,7 @@ def _payment_succeeded(row: WebhookEvent, body: Mapping[str, Any]) -> str:
 
 
 def _refund(row: WebhookEvent, body: Mapping[str, Any]) -> str:
-    refund = refunds.record(reading.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
+    refund = refund_records.record(reading.refund_facts(body, seen_at=row.stripe_created_at), actor=_actor(row))
     return _said_of_refund(refund.stripe_refund_id, refund.status)
 
 

@@ -24,7 +24,7 @@ from marketplace.api.shown import WORK, HistorySerializer, Shown, history
 from marketplace.errors import TooMuch
 from marketplace.models import Order, Refund, RefundItem, SellerTransfer
 from marketplace.money import LARGEST_AMOUNT
-from marketplace.services import refund_plans, refunds
+from marketplace.services import refund_attempts, refund_plans, refunds
 from marketplace.states import OPEN_REFUNDS, RefundStatus
 
 # --- Shown ----------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class OrderRefundViewSet(Rows[Refund]):
         refund = requested.refund
         code: int = status.HTTP_200_OK
         if requested.is_new:
-            refund = refunds.send(refund, throttle.gateway())
+            refund = refund_attempts.send(refund, throttle.gateway())
             is_waiting = refund.status == RefundStatus.REQUESTED
             code = status.HTTP_202_ACCEPTED if is_waiting else status.HTTP_201_CREATED
         shown = RefundSerializer(refund, context=self.get_serializer_context()).data

@@ -14,7 +14,7 @@ from marketplace.gateway.contract import ReversalsListed, TransferGateway
 from marketplace.models import Order, Product, Refund, Seller, SellerTransfer, TransferReversal, WebhookEvent
 from marketplace.models.lifecycle import Work
 from marketplace.money import Money
-from marketplace.services import payments, refunds
+from marketplace.services import payments, refund_attempts, refunds
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, TransferStatus
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class _Probe:
             requested_by=ground.user(HANDLE),
             request_key=f"{HANDLE}:{order.operation_id}",
         )
-        refund = refunds.send(requested.refund, self.gateway)
+        refund = refund_attempts.send(requested.refund, self.gateway)
         if refund.status == RefundStatus.REQUESTED:
             known = "asked for; Stripe has not answered, the reversal worker asks again"
         else:

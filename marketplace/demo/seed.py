@@ -18,7 +18,7 @@ from marketplace.errors import StripeDenied
 from marketplace.gateway.contract import TransferGateway
 from marketplace.models import Dispute, Order, Product, Refund, Seller, SellerTransfer
 from marketplace.money import Money
-from marketplace.services import disputes, payments, refunds
+from marketplace.services import disputes, payments, refund_attempts, refunds
 from marketplace.states import TransferStatus
 from marketplace.workers import transfer_retry
 
@@ -264,7 +264,7 @@ def _refund(order: Order, operator: User, gateway: TransferGateway) -> Refund:
         requested_by=operator,
         request_key=f"{ACTOR}:{order.operation_id}",
     )
-    return refunds.send(requested.refund, gateway)
+    return refund_attempts.send(requested.refund, gateway)
 
 
 def _dispute(order: Order, gateway: TransferGateway) -> Dispute:

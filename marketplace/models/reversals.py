@@ -17,11 +17,7 @@ from marketplace.models.refunds import Refund
 from marketplace.models.transfers import SellerTransfer
 from marketplace.models.triggers import listed_steps_only, never_changes, never_changes_once_set, update_of
 from marketplace.money import Money
-from marketplace.states import (
-    REVERSAL_GIVEN_UP,
-    REVERSAL_TRANSITIONS,
-    ReversalStatus,
-)
+from marketplace.states import REVERSAL_GIVEN_UP, REVERSAL_TRANSITIONS, ReversalStatus
 
 # What sellers owe for.
 Source = Refund | Dispute

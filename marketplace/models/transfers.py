@@ -22,10 +22,7 @@ from marketplace.models.triggers import (
     wakes_workers,
 )
 from marketplace.money import Money
-from marketplace.states import (
-    ALLOWED_TRANSITIONS,
-    TransferStatus,
-)
+from marketplace.states import ALLOWED_TRANSITIONS, TransferStatus
 
 SENDING_CHANNEL = "veza_transfers"
 REVERSING_CHANNEL = "veza_reversals"

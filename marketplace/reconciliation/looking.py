@@ -31,7 +31,7 @@ from marketplace.reconciliation import comparing, leaks, rows
 from marketplace.reconciliation.comparing import Ours
 from marketplace.reconciliation.leaks import Losses, Paid
 from marketplace.reconciliation.reading import Reader
-from marketplace.services import disputes, refunds, seen_at_stripe, transfers
+from marketplace.services import disputes, refund_records, seen_at_stripe, transfers
 from marketplace.states import TransferStatus
 
 logger = structlog.get_logger(__name__)
@@ -190,7 +190,7 @@ def _heal_order(finding: ReconciliationFinding, told: Losses, order_id: int) -> 
     with transaction.atomic(durable=True):
         if finding.kind == Drift.REFUND_NOT_RECORDED:
             refund = next(each for each in told.refunds if each.stripe_refund_id == finding.stripe_id)
-            refunds.record(leaks.as_of_now(order, refund), actor=ACTOR)
+            refund_records.record(leaks.as_of_now(order, refund), actor=ACTOR)
         elif finding.kind == Drift.DISPUTE_NOT_RECORDED:
             dispute = next(each for each in told.disputes if each.stripe_dispute_id == finding.stripe_id)
             disputes.record(leaks.dispute_as_of_now(order, dispute), actor=ACTOR)

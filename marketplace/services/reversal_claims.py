@@ -14,16 +14,9 @@ from django.db.models.functions import Coalesce, Now
 
 from marketplace import throttle
 from marketplace.errors import DATABASE_TROUBLE, StaleTransition
-from marketplace.gateway.contract import (
-    Postponed,
-    ReversalFacts,
-)
+from marketplace.gateway.contract import Postponed, ReversalFacts
 from marketplace.metrics import POISON
-from marketplace.models import (
-    SellerTransfer,
-    TransferReversal,
-    together,
-)
+from marketplace.models import SellerTransfer, TransferReversal, together
 from marketplace.services import leases, outcomes, reversals
 from marketplace.states import TransferStatus
 

@@ -27,12 +27,7 @@ from marketplace.gateway.contract import (
     ServerError,
     Unknown,
 )
-from marketplace.models import (
-    REVERSING_CHANNEL,
-    SellerTransfer,
-    TransferReversal,
-    confirmation,
-)
+from marketplace.models import REVERSING_CHANNEL, SellerTransfer, TransferReversal, confirmation
 from marketplace.services import funds, leases, outcomes, reversals
 from marketplace.services.reversal_claims import WORK, Claimed
 from marketplace.states import ReversalStatus, TransferStatus

@@ -10,16 +10,8 @@ from typing import Any
 from django.db.models.functions import Now
 
 from marketplace.errors import NotAllowedNow
-from marketplace.gateway.contract import (
-    ReversalFacts,
-)
-from marketplace.models import (
-    Dispute,
-    Refund,
-    SellerTransfer,
-    Source,
-    TransferReversal,
-)
+from marketplace.gateway.contract import ReversalFacts
+from marketplace.models import Dispute, Refund, SellerTransfer, Source, TransferReversal
 from marketplace.services import leases, outcomes, statement_lines
 from marketplace.states import OPEN_REVERSALS, ReversalStatus, TransferStatus
 

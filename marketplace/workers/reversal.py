@@ -38,7 +38,7 @@ from marketplace.services import (
     leases,
     notices,
     outcomes,
-    refunds,
+    refund_attempts,
     reversal_claims,
     reversal_settling,
 )
@@ -132,30 +132,30 @@ class ReversalQueue(StripeQueue[Claimed, ReversalAnswer]):
 class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
     """Refunds that Stripe has not answered yet."""
 
-    name = refunds.WORK
+    name = refund_attempts.WORK
     channel = REFUNDING_CHANNEL
-    due = refunds.DUE
+    due = refund_attempts.DUE
     answered = "refund_answered"
     settled = "refund_settled"
 
     def _claim(self, *, batch_size: int, lease: timedelta, past_breaker: bool = False) -> Sequence[Refund]:
-        return refunds.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
+        return refund_attempts.claim(batch_size=batch_size, lease=lease, past_breaker=past_breaker)
 
     def _ask(self, claimed: Refund) -> CreateRefundAnswer:
-        if refunds.must_look(claimed):
+        if refund_attempts.must_look(claimed):
             listed = self._gateway.list_refunds(payment_intent=claimed.order.stripe_payment_intent_id)
             if not isinstance(listed, RefundsListed):
                 return outcomes.of_look(listed)
-            found = refunds.find(claimed, listed)
+            found = refund_attempts.find(claimed, listed)
             if found is not None:
                 return RefundCreated(refund=found)
             if too_early := outcomes.too_early_for_a_new_key(claimed.first_attempted_at, now=claimed.claimed_at):
                 return too_early
-            claimed = refunds.begin_generation(claimed)
-        return refunds.ask(claimed, self._gateway)
+            claimed = refund_attempts.begin_generation(claimed)
+        return refund_attempts.ask(claimed, self._gateway)
 
     def _settle(self, claimed: Refund, answer: CreateRefundAnswer, *, stripe_is_down: bool) -> outcomes.Settled:
-        return refunds.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
+        return refund_attempts.settle(claimed, answer, actor=self._actor, stripe_is_down=stripe_is_down)
 
     def describe(self, claimed: Refund) -> dict[str, Any]:
         return {
@@ -170,7 +170,7 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
         return claimed.traceparent
 
     def settle_unexpected(self, claimed: Refund, exception: Exception) -> None:
-        refunds.settle_unexpected(claimed, exception, actor=self._actor)
+        refund_attempts.settle_unexpected(claimed, exception, actor=self._actor)
 
     def _give_up_lease(self, claimed: Refund) -> None:
         leases.release(Refund, claimed.pk, claimed.lease_token)

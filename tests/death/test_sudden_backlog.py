@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from marketplace.services import refunds, reversal_claims, transfers
+from marketplace.services import refund_attempts, reversal_claims, transfers
 from tests.death import rows
 
 QUIET, BACKLOG = 500, 800
@@ -22,7 +22,7 @@ READS = 200
 CLAIMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "reversal": (rows.owe_reversals, reversal_claims.claim),
     "transfer": (rows.owe_transfers, transfers.claim),
-    "refund": (rows.request_refunds, refunds.claim),
+    "refund": (rows.request_refunds, refund_attempts.claim),
 }
 
 

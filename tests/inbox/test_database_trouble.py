@@ -12,7 +12,7 @@ from marketplace import inbox
 from marketplace.errors import ConflictingFacts, MarketplaceError, UnknownOrder
 from marketplace.gateway import stripe_events
 from marketplace.models import Order, Refund, WebhookEvent
-from marketplace.services import refunds
+from marketplace.services import refund_attempts, refund_records
 from marketplace.states import EventStatus, OrderStatus, RefundStatus
 from tests.death.processes import wait_until
 from tests.factories import RefundFactory, order_with_items, order_with_transfers
@@ -62,13 +62,13 @@ def test_a_statement_that_takes_too_long_stores_nothing(
 def test_a_connection_that_breaks_in_the_middle_stores_nothing(
     verified: Verified, refunded: Event, another_session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = refunds.record
+    original = refund_records.record
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         break_connection(another_session)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(refunds, "record", broken)
+    monkeypatch.setattr(refund_records, "record", broken)
     with pytest.raises((OperationalError, InterfaceError)):
         inbox.receive(verified(refunded))
     connection.close()
@@ -99,7 +99,7 @@ def test_a_connection_that_breaks_after_the_effect_was_refused_stores_nothing(
         break_connection(another_session)
         raise refusal
 
-    monkeypatch.setattr(refunds, "record", refused)
+    monkeypatch.setattr(refund_records, "record", refused)
     with pytest.raises(OperationalError):
         inbox.receive(verified(refunded))
     connection.close()
@@ -114,20 +114,20 @@ def test_an_answer_is_not_taken_for_a_contradiction_when_the_connection_broke(
     charge = simulator.create_charge(5000)
     order = order_with_transfers((5000,), stripe_payment_intent_id=charge["payment_intent"])
     refund = Refund.objects.get(pk=RefundFactory(order=order, amount=5000).pk)
-    answer = refunds.ask(refund, gateway)
+    answer = refund_attempts.ask(refund, gateway)
 
     def refused(*_: Any, **__: Any) -> Any:
         break_connection(another_session)
         raise ConflictingFacts("of another amount")
 
-    monkeypatch.setattr(refunds, "record", refused)
+    monkeypatch.setattr(refund_records, "record", refused)
     with pytest.raises(OperationalError, match="the database went away"):
-        refunds.settle(refund, answer, actor="test")
+        refund_attempts.settle(refund, answer, actor="test")
     connection.close()
     monkeypatch.undo()
     refund.refresh_from_db()
     assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "")
-    assert refunds.settle(refund, answer, actor="test").status == RefundStatus.SUCCEEDED
+    assert refund_attempts.settle(refund, answer, actor="test").status == RefundStatus.SUCCEEDED
 
 
 def test_a_retry_during_trouble_spends_nothing_and_keeps_its_lease(
@@ -222,7 +222,7 @@ def test_a_payment_taken_in_between_a_refunds_look_and_its_mark_is_seen(
     two_early: tuple[Event, Event], unblocked_database: None, verified: Verified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refund, payment = map(verified, two_early)
-    original = refunds.record
+    original = refund_records.record
     looks: list[Any] = []
 
     def looked_just_before(*args: Any, **kwargs: Any) -> Any:
@@ -234,7 +234,7 @@ def test_a_payment_taken_in_between_a_refunds_look_and_its_mark_is_seen(
         finally:
             elsewhere(lambda: inbox.receive(payment)).join()
 
-    monkeypatch.setattr(refunds, "record", looked_just_before)
+    monkeypatch.setattr(refund_records, "record", looked_just_before)
     assert inbox.receive(refund).status == EventStatus.PROCESSED
     assert Order.objects.get().status == OrderStatus.REFUNDED
 

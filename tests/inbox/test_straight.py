@@ -17,7 +17,7 @@ from marketplace.errors import StaleTransition
 from marketplace.gateway import stripe_events
 from marketplace.gateway.contract import ReversalFacts, Reversed
 from marketplace.models import Order, Refund, SellerTransfer, TransferReversal, WebhookEvent, together
-from marketplace.services import refunds, reversal_claims, reversal_settling
+from marketplace.services import refund_records, reversal_claims, reversal_settling
 from marketplace.states import EventStatus, OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from tests.conftest import plain_parameters
 from tests.death.processes import wait_until
@@ -280,7 +280,7 @@ def test_an_error_straight_ahead_takes_all_back_and_the_event_is_applied_step_by
     error: Exception, verified: Verified, simulator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = paid_order(simulator)
-    original, calls = refunds._update_order, []
+    original, calls = refund_records._update_order, []
 
     def fails_once(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
@@ -288,7 +288,7 @@ def test_an_error_straight_ahead_takes_all_back_and_the_event_is_applied_step_by
         if len(calls) == 1:
             raise error
 
-    monkeypatch.setattr(refunds, "_update_order", fails_once)
+    monkeypatch.setattr(refund_records, "_update_order", fails_once)
     row = inbox.receive(verified(refunded(simulator, order)))
     assert (row.status, len(calls)) == (EventStatus.PROCESSED, 2)
     assert WebhookEvent.objects.count() == Refund.objects.count() == 1

@@ -9,7 +9,7 @@ from django.db import connections, transaction
 
 from marketplace.errors import NotAllowedNow, TooMuch
 from marketplace.models import Order, SellerTransfer, TransferReversal
-from marketplace.services import debts, disputes, refunds, seen_at_stripe, transfers
+from marketplace.services import debts, disputes, refund_records, seen_at_stripe, transfers
 from marketplace.workers import reversal as reversal_worker
 from tests.services.conftest import REVERSE, Make, kept_at_stripe
 from tests.services.test_disputes import facts
@@ -130,7 +130,7 @@ def test_two_disputes_a_refund_and_a_reversal_made_elsewhere_of_one_order_at_onc
         def refund(order: Order = order, number: int = number) -> None:
             with transaction.atomic():
                 told = refund_facts(order, amount=500, stripe_refund_id=f"re_{number}")
-                refunds.record(told, actor="stripe:evt_2")
+                refund_records.record(told, actor="stripe:evt_2")
 
         acts: list[Act] = [
             lambda order=order, number=number: tell(order, stripe_dispute_id=f"dp_{number}a", amount=1000),

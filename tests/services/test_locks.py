@@ -19,7 +19,7 @@ from marketplace.services import (
     clawback,
     debts,
     funds,
-    refunds,
+    refund_records,
     reversal_claims,
     reversal_settling,
     seen_at_stripe,
@@ -49,7 +49,7 @@ def test_who_wrote_a_transfer_twice_commits_beside_a_refund_that_waits_for_it(un
     def refund() -> None:
         try:
             with transaction.atomic():
-                recorded.append(refunds.record(facts(order), actor="stripe:evt"))
+                recorded.append(refund_records.record(facts(order), actor="stripe:evt"))
         finally:
             connections.close_all()
 

@@ -24,7 +24,7 @@ from marketplace.errors import (
 )
 from marketplace.gateway.contract import RefundFacts, Unknown
 from marketplace.models import Order, Refund, RefundItem, SellerTransfer, TransferReversal
-from marketplace.services import refunds
+from marketplace.services import refund_attempts, refund_records, refunds
 from marketplace.states import OrderStatus, RefundStatus, ReversalStatus, TransferStatus
 from marketplace.workers import reversal
 from tests.factories import (
@@ -57,7 +57,7 @@ def facts(order: Order, **changes: Any) -> RefundFacts:
 
 
 def record(order: Order, **changes: Any) -> Refund:
-    return refunds.record(facts(order, **changes), actor="stripe:evt_1")
+    return refund_records.record(facts(order, **changes), actor="stripe:evt_1")
 
 
 def states(order: Order) -> list[tuple[str, list[tuple[str, int]]]]:
@@ -480,7 +480,7 @@ def run(gateway: Any) -> int:
 def test_a_refund_that_stripe_makes_at_once_makes_the_sellers_owe(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
-    refund = refunds.send(ask(refundable_order).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order).refund, gateway)
     assert refund.status == RefundStatus.SUCCEEDED
     made = simulator.get(refund.stripe_refund_id)
     assert (made["amount"], made["metadata"]["operation_id"]) == (3000, str(refund.operation_id))
@@ -502,7 +502,7 @@ def test_a_web_server_that_stood_still_for_a_lease_sends_no_refund_any_more(
     requested = ask(refundable_order).refund
     times = itertools.chain([0.0], itertools.repeat(float(stood_still)))
     monkeypatch.setattr(deadline, "clock", lambda: next(times))
-    refund = refunds.send(requested, gateway)
+    refund = refund_attempts.send(requested, gateway)
     assert len(simulator.requests.to(CREATE_REFUND)) == sent
     monkeypatch.undo()
     if not sent:
@@ -517,7 +517,7 @@ def test_a_refund_that_stripe_does_not_answer_is_asked_for_again_by_a_worker_und
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
     simulator.faults.add("drop_after", endpoint=CREATE_REFUND, times=1)
-    refund = refunds.send(ask(refundable_order).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order).refund, gateway)
     assert (refund.status, refund.retry_count, refund.last_error_code) == (RefundStatus.REQUESTED, 1, "unknown")
     due(refund)
     assert run(gateway) == 1
@@ -543,7 +543,7 @@ def test_a_500_is_looked_into_and_not_refunded_twice(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
     simulator.faults.add("error_500_after", endpoint=CREATE_REFUND, times=1)
-    refund = refunds.send(ask(refundable_order, amount=1000).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order, amount=1000).refund, gateway)
     due(refund)
     run(gateway)
     refund.refresh_from_db()
@@ -556,7 +556,7 @@ def test_a_500_without_effect_is_asked_for_under_a_new_key(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
     simulator.faults.add("error_500", endpoint=CREATE_REFUND, times=1)
-    refund = refunds.send(ask(refundable_order).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order).refund, gateway)
     due(refund)
     run(gateway)
     refund.refresh_from_db()
@@ -600,7 +600,7 @@ def test_a_refund_that_stripe_refuses_has_failed_and_says_why(
     refundable_order: Order, gateway: Any, simulator: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
     simulator.create_refund(refundable_order.stripe_charge_id)
-    refund = refunds.send(ask(refundable_order).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order).refund, gateway)
     assert (refund.status, refund.last_error_code) == (RefundStatus.FAILED, "charge_already_refunded")
     assert refund.next_retry_at is None
 
@@ -616,7 +616,7 @@ def test_a_refund_told_to_wait_spends_nothing(
     code: str,
 ) -> None:
     simulator.faults.add(action, endpoint=CREATE_REFUND, times=1)
-    refund = refunds.send(ask(refundable_order).refund, gateway)
+    refund = refund_attempts.send(ask(refundable_order).refund, gateway)
     assert (refund.status, refund.retry_count, refund.last_error_code) == (RefundStatus.REQUESTED, 0, code)
     assert refund.next_retry_at is not None
     assert (refund.next_retry_at - timezone.now()).total_seconds() <= 5
@@ -652,16 +652,16 @@ def test_the_webhook_that_overtakes_the_answer_wins_and_nothing_is_done_twice(
     refundable_order: Order, gateway: Any, ask: Callable[..., refunds.Requested]
 ) -> None:
     refund = ask(refundable_order).refund
-    answer = refunds.ask(refund, gateway)
+    answer = refund_attempts.ask(refund, gateway)
     record(
         refundable_order,
         stripe_refund_id=answer.refund.stripe_refund_id,
         operation_id=str(refund.operation_id),
         seen_at=answer.refund.seen_at,
     )
-    refunds.settle(refund, answer, actor="late")
+    refund_attempts.settle(refund, answer, actor="late")
     with pytest.raises(StaleTransition):
-        refunds.settle(refund, Unknown(message="timeout"), actor="late")
+        refund_attempts.settle(refund, Unknown(message="timeout"), actor="late")
     assert states(refundable_order) == [("reversal_pending", [("pending", 3000)])]
 
 
@@ -690,7 +690,7 @@ def test_a_refund_of_a_payment_that_this_key_does_not_see_is_asked_for_again(
 ) -> None:
     refund = ask(refundable_order).refund
     refund.order.stripe_payment_intent_id = "pi_of_another_account"
-    refund = refunds.send(refund, gateway)
+    refund = refund_attempts.send(refund, gateway)
     assert (refund.status, refund.last_error_code) == (RefundStatus.REQUESTED, "resource_missing")
     due(refund)
     run(gateway)
@@ -705,9 +705,9 @@ def test_an_answer_too_late_for_its_caller_is_left_to_the_row(
     refund = ask(refundable_order).refund
     due(refund)
     # A worker has taken over, and the caller hears nothing from Stripe.
-    refunds.claim(batch_size=1, lease=timedelta(minutes=5))
+    refund_attempts.claim(batch_size=1, lease=timedelta(minutes=5))
     simulator.faults.add("drop_before", endpoint=CREATE_REFUND, times=1)
-    assert refunds.send(refund, gateway).retry_count == 0
+    assert refund_attempts.send(refund, gateway).retry_count == 0
 
 
 @pytest.mark.django_db

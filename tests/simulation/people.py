@@ -7,7 +7,7 @@ from django.db import connection
 
 from marketplace.errors import DATABASE_TROUBLE, MarketplaceError
 from marketplace.models import GIVE_BACK_UNDECIDED
-from marketplace.services import bulk_retries, disputes, refunds, transfers
+from marketplace.services import bulk_retries, disputes, refund_attempts, refunds, transfers
 from marketplace.simulator import StripeError
 from tests.simulation.scene import Scene
 from tests.simulation.scheduler import Host, Task
@@ -138,7 +138,7 @@ class People:
             request_key=key,
         )
         if requested.is_new:
-            return str(refunds.send(requested.refund, self.scene.gateway).status)
+            return str(refund_attempts.send(requested.refund, self.scene.gateway).status)
         return "as before"
 
     def _refund_by_hand(self, order: Bought, amount: int) -> None:

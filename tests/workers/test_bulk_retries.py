@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from marketplace import throttle
 from marketplace.errors import NotAllowedNow, StaleTransition
 from marketplace.models import BulkRetry, SellerTransfer
-from marketplace.services import bulk_retries, bulk_steps, refunds, transfers
+from marketplace.services import bulk_retries, bulk_steps, refund_records, transfers
 from marketplace.services.bulk_retries import Criteria
 from marketplace.states import TransferStatus
 from marketplace.workers import bulk_retries as queue_module
@@ -345,7 +345,7 @@ def moved_by_failed_refund(row: SellerTransfer) -> None:
     refund = row.reversals.get().refund
     assert refund is not None
     told = {"amount": refund.amount, "stripe_refund_id": refund.stripe_refund_id, "seen_at": timezone.now()}
-    refunds.record(facts(row.order, status="failed", **told), actor="stripe:evt")
+    refund_records.record(facts(row.order, status="failed", **told), actor="stripe:evt")
 
 
 def moved_and_failed_again(row: SellerTransfer) -> None:

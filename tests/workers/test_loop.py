@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from marketplace import deadline
 from marketplace.errors import NotAllowedNow, StaleTransition, StripeDenied
 from marketplace.models import BalanceWatch, SellerTransfer
-from marketplace.services import leases, refunds, reversal_settling, transfers
+from marketplace.services import leases, refund_records, reversal_settling, transfers
 from marketplace.states import TransferStatus
 from marketplace.workers import loop, reversal, transfer_retry
 from marketplace.workers.listener import APPLICATION_NAME, Listener
@@ -673,7 +673,7 @@ def test_a_refund_during_the_call_that_sends_the_money_brings_it_back(
 
             def refunded(*args: Any, **kwargs: Any) -> Any:
                 if name == "create_transfer":
-                    in_another_transaction(lambda: refunds.record(facts(order), actor="stripe:evt"))
+                    in_another_transaction(lambda: refund_records.record(facts(order), actor="stripe:evt"))
                 return call(*args, **kwargs)
 
             return refunded

@@ -9,7 +9,7 @@ import pytest
 from django.db import connections, transaction
 
 from marketplace.models import SellerTransfer
-from marketplace.services import refunds
+from marketplace.services import refund_records
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import reversal, transfer_retry
 from tests.services.test_refunds import facts
@@ -38,7 +38,7 @@ def in_thread(act: Callable[[], Any]) -> threading.Thread:
 
 def refund(transfer: SellerTransfer, amount: int) -> None:
     with transaction.atomic():
-        refunds.record(facts(transfer.order, amount=amount), actor="stripe:evt")
+        refund_records.record(facts(transfer.order, amount=amount), actor="stripe:evt")
 
 
 class Meanwhile:
@@ -72,7 +72,7 @@ def test_a_worker_does_not_take_up_what_a_refund_holds(
     queue = transfer_retry.TransferQueue(gateway)
     claimed: list[Any] = []
     with transaction.atomic():
-        refunds.record(facts(transfer.order, amount=amount), actor="stripe:evt")
+        refund_records.record(facts(transfer.order, amount=amount), actor="stripe:evt")
         in_thread(lambda: claimed.extend(queue.claim(batch_size=1, lease=LEASE))).join(PATIENCE)
     assert claimed == []
     drain(queue)
@@ -133,9 +133,9 @@ def test_whoever_is_first_the_seller_keeps_what_was_not_refunded(
 
         def refund_it(now: threading.Barrier = now, transfer: SellerTransfer = transfer) -> None:
             now.wait(PATIENCE)
-            refunds_id = f"re_{transfer.pk}"
+            of_refund = facts(transfer.order, amount=amount, stripe_refund_id=f"re_{transfer.pk}")
             with transaction.atomic():
-                refunds.record(facts(transfer.order, amount=amount, stripe_refund_id=refunds_id), actor="stripe:evt")
+                refund_records.record(of_refund, actor="stripe:evt")
 
         for thread in (in_thread(send), in_thread(refund_it)):
             thread.join(PATIENCE)
