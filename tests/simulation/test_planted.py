@@ -14,7 +14,7 @@ FOUND = {
     "no-look": (37, "done twice at Stripe"),
     "key-from-amount": (2, "should be partially_reversed"),
     "settle-without-token": (1, "cannot go from"),
-    "done-before-call": (8, "waits for longer than any schedule says"),
+    "done-before-call": (14, "waits for longer than any schedule says"),
     "short-lease": (5, "never stood still, and lost its lease"),
     "no-locks": (667, "never stood still, and lost its lease"),
     "retry-with-new-key": (89, "done twice at Stripe"),

@@ -25,21 +25,40 @@ print(json.dumps([answer.status_code, answer.headers["Retry-After"], time.monoto
 """
 
 
-def test_without_a_database_a_webhook_is_answered_in_about_a_second() -> None:
+def run(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own, without any database: connections are refused."""
     with socket.socket() as taken:
-        # Bound, and nobody listens: connections are refused.
+        # Bound, and nobody listens.
         taken.bind(("127.0.0.1", 0))
-        environment = {
+        surroundings = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "DJANGO_"))},
             "ENV_FILE": os.devnull,
             "SECRET_KEY": "for-tests-only-and-never-for-anything-else",
             "STRIPE_SECRET_KEY": "sk_test_ForTestsOnly",
             "STRIPE_WEBHOOK_SECRETS": "whsec_1",
             "DATABASE_URL": f"postgres://nobody@127.0.0.1:{taken.getsockname()[1]}/none",
+            **environment,
         }
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        return subprocess.run(  # noqa: S603
+            [sys.executable, "-c", program], cwd=ROOT, env=surroundings, capture_output=True, text=True, check=True
         )
-    status, retry_after, seconds = json.loads(done.stdout.splitlines()[-1])
+
+
+def test_without_a_database_a_webhook_is_answered_in_about_a_second() -> None:
+    status, retry_after, seconds = json.loads(run(PROGRAM).stdout.splitlines()[-1])
     assert (status, retry_after) == (503, "60")
     assert 0.9 < seconds < 3
+
+
+NO_SUCH_PAGE = """
+from veza.wsgi import application
+from django.test import Client
+Client(headers={"host": "localhost"}).get("/no/such/page?q=buyer@example.com")
+"""
+
+
+def test_a_request_is_logged_once_and_without_its_query() -> None:
+    lines = run(NO_SUCH_PAGE, LOG_FORMAT="json", LOG_LEVEL="INFO").stderr
+    assert "buyer" not in lines
+    (line,) = [line for line in map(json.loads, lines.splitlines()) if "/no/such/page" in str(line)]
+    assert (line["event"], line["path"], line["status"]) == ("request", "/no/such/page", 404)
