@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-from django.db import connection, models
+from django.db import connection, models, transaction
+from django.db.models.functions import Now
 
 from marketplace.errors import StaleTransition
 from marketplace.models.lifecycle import Work
@@ -118,6 +119,27 @@ def held(model: type[W], pk: Any, lease_token: UUID | None) -> W:
     if row is None or lease_token is None:
         raise StaleTransition(f"the lease on {model._meta.verbose_name} {pk} is no longer ours")
     return row
+
+
+def begin_generation(claimed: W, *, actor: str) -> W:
+    """A new idempotency key for what a look at Stripe did not find; committed before it is sent.
+
+    Raises:
+        StaleTransition: the lease was lost meanwhile.
+
+    """
+    with transaction.atomic(durable=True):
+        row: Any = held(type(claimed), claimed.pk, claimed.lease_token)
+        row.change(
+            actor=actor,
+            reason="not found at Stripe",
+            held_by=claimed.lease_token,
+            key_generation=row.key_generation + 1,
+            first_attempted_at=Now(),
+            look_first=False,
+        )
+        row.claimed_at, row.is_probe = claimed.claimed_at, claimed.is_probe
+        return cast("W", row)
 
 
 def release(model: type[models.Model], pk: Any, lease_token: UUID | None) -> None:

@@ -85,22 +85,6 @@ def find(refund: Refund, listed: RefundsListed) -> RefundFacts | None:
     return next((facts for facts in listed.refunds if facts.operation_id == str(refund.operation_id)), None)
 
 
-def begin_generation(claimed: Refund) -> Refund:
-    """As for transfers: a new key, once a look at Stripe found nothing. Raises ``StaleTransition``."""
-    with transaction.atomic(durable=True):
-        refund = leases.held(Refund, claimed.pk, claimed.lease_token)
-        refund.change(
-            actor="refund worker",
-            reason="not found at Stripe",
-            held_by=claimed.lease_token,
-            key_generation=refund.key_generation + 1,
-            first_attempted_at=Now(),
-            look_first=False,
-        )
-        refund.claimed_at, refund.is_probe = claimed.claimed_at, claimed.is_probe
-        return refund
-
-
 def settle(
     claimed: Refund, answer: CreateRefundAnswer, *, actor: str, stripe_is_down: bool = False
 ) -> outcomes.Settled:

@@ -72,27 +72,6 @@ def find(transfer: SellerTransfer, listed: tuple[TransferFacts, ...]) -> Transfe
     return next((facts for facts in listed if facts.operation_id == str(transfer.operation_id)), None)
 
 
-def begin_generation(claimed: SellerTransfer) -> SellerTransfer:
-    """A new idempotency key for a transfer that a look at Stripe did not find; committed before it is sent.
-
-    Raises:
-        StaleTransition: the lease was lost meanwhile.
-
-    """
-    with transaction.atomic(durable=True):
-        transfer = leases.held(SellerTransfer, claimed.pk, claimed.lease_token)
-        transfer.change(
-            actor="transfer worker",
-            reason="not found at Stripe",
-            held_by=claimed.lease_token,
-            key_generation=transfer.key_generation + 1,
-            first_attempted_at=Now(),
-            look_first=False,
-        )
-        transfer.claimed_at, transfer.is_probe = claimed.claimed_at, claimed.is_probe
-        return transfer
-
-
 def settle(
     claimed: SellerTransfer, answer: CreateTransferAnswer, *, actor: str, stripe_is_down: bool = False
 ) -> outcomes.Settled:

@@ -151,7 +151,7 @@ class RefundQueue(StripeQueue[Refund, CreateRefundAnswer]):
                 return RefundCreated(refund=found)
             if too_early := outcomes.too_early_for_a_new_key(claimed.first_attempted_at, now=claimed.claimed_at):
                 return too_early
-            claimed = refund_attempts.begin_generation(claimed)
+            claimed = leases.begin_generation(claimed, actor="refund worker")
         return refund_attempts.ask(claimed, self._gateway)
 
     def _settle(self, claimed: Refund, answer: CreateRefundAnswer, *, stripe_is_down: bool) -> outcomes.Settled:

@@ -8,7 +8,7 @@ from django.conf import settings
 
 from marketplace.gateway.contract import CreateTransferAnswer, TransferCreated, TransferGateway, TransfersListed
 from marketplace.models import SENDING_CHANNEL, SellerTransfer
-from marketplace.services import outcomes, transfers
+from marketplace.services import leases, outcomes, transfers
 from marketplace.slots import CallSlots
 from marketplace.workers.loop import Worker
 from marketplace.workers.stripe_queue import StripeQueue, attempt
@@ -37,7 +37,7 @@ class TransferQueue(StripeQueue[SellerTransfer, CreateTransferAnswer]):
                 return TransferCreated(transfer=found)
             if too_early := outcomes.too_early_for_a_new_key(claimed.first_attempted_at, now=claimed.claimed_at):
                 return too_early
-            claimed = transfers.begin_generation(claimed)
+            claimed = leases.begin_generation(claimed, actor="transfer worker")
         return self._gateway.create_transfer(
             amount=claimed.amount,
             currency=claimed.currency,

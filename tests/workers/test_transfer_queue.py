@@ -12,7 +12,7 @@ from django.utils import timezone
 from marketplace.errors import StaleTransition, StripeDenied
 from marketplace.gateway.contract import RateLimited, Refused
 from marketplace.models import SellerTransfer, TransferReversal
-from marketplace.services import reversals, transfers
+from marketplace.services import leases, reversals, transfers
 from marketplace.states import ReversalStatus, TransferStatus
 from marketplace.workers import transfer_retry
 from tests.factories import TransferReversalFactory
@@ -219,7 +219,7 @@ def test_a_late_settle_changes_nothing(payable: Make, gateway: Any) -> None:
     before = SellerTransfer.objects.values().get(pk=transfer.pk)
     for act in (
         lambda: transfers.settle(late, answer, actor="late"),
-        lambda: transfers.begin_generation(late),
+        lambda: leases.begin_generation(late, actor="w"),
         lambda: transfers.settle_unexpected(late, ValueError("late"), actor="late"),
     ):
         with pytest.raises(StaleTransition):
