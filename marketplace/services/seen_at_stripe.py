@@ -157,8 +157,8 @@ def _want_less(transfer: SellerTransfer, *, reason: str, actor: str) -> None:
     settled = sum(each.amount_settled for each in rows)
     too_much = min(owed - reversals.left_with_seller(transfer, rows), settled)
     for reversal in reversed(reversals.open_reversals(transfer)):
-        may_be_there = reversal.cause in clawback.OWN and reversal.first_attempted_at is not None
-        part = min(reversal.amount_open, too_much) if may_be_there else 0
+        # What is asked for by a person, no levelling would owe anew.
+        part = min(reversal.amount_open, too_much) if reversal.cause in clawback.OWN else 0
         if part > 0:
             unwanted_amount = reversal.unwanted_amount + part
             reversal.change(reason=reason, actor=actor, unwanted_amount=unwanted_amount, unwanted_at=Now())

@@ -1,6 +1,7 @@
 """Whole periods of Stripe's lists, page by page, each with what belongs to it."""
 
 from datetime import UTC, datetime
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -161,7 +162,16 @@ def test_a_dispute_comes_with_its_charge_and_what_it_has_withdrawn(gateway: Any,
 
 @pytest.mark.parametrize(
     ("amounts", "times"),
-    [([], 0), ([-4000], 1), ([-4000, -500], 1), ([-4000, 4000], 1), ([-4000, 0, 4000, -3900], 2), ([-1, 1, -1, 1], 2)],
+    [
+        ([], 0),
+        ([-4000], 1),
+        ([-4000, -500], 1),
+        ([-4000, 0, -500], 1),
+        ([-4000, 4000], 1),
+        ([-4000, -500, 4500], 1),
+        ([-4000, 0, 4000, -3900], 2),
+        ([-1, 1, -1, 1], 2),
+    ],
 )
 def test_what_is_taken_again_after_it_was_given_back_is_withdrawn_twice(
     simulator: Any, amounts: list[int], times: int
@@ -172,8 +182,8 @@ def test_what_is_taken_again_after_it_was_given_back_is_withdrawn_twice(
         for second, amount in enumerate(amounts)
     ]
     # In whatever order Stripe lists them.
-    for listed in (entries, entries[::-1]):
-        body = dispute | {"balance_transactions": listed}
+    for listed in permutations(entries):
+        body = dispute | {"balance_transactions": list(listed)}
         told = dispute_facts(body, seen_at=datetime.now(UTC), event_type="charge.dispute.closed")
         assert told.times_withdrawn == times
 

@@ -772,6 +772,20 @@ def test_beside_what_was_paid_by_hand_what_others_took_is_not_taken_once_more(
     assert not TransferReversal.objects.filter(status__in=["pending", "failed"]).exists()
 
 
+def test_where_nothing_was_settled_another_way_stripe_decides_what_is_left(
+    sold: Make, simulator: Any, gateway: Any
+) -> None:
+    order = sold()
+    record(order)
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    drain(reversal_worker.ReversalQueue(gateway))
+    transfer = order.transfers.get()
+    simulator.create_reversal(transfer.stripe_transfer_id, 600)
+    seen(gateway, transfer)
+    sent = TransferReversal.objects.get(cause="refund")
+    assert (sent.amount, sent.unwanted_amount) == (2700, 0)
+
+
 def test_a_refund_after_a_payment_back_that_is_not_sent_cancels_that(
     sold: Make, simulator: Any, work: Callable[[], None]
 ) -> None:

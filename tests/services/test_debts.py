@@ -269,18 +269,22 @@ def test_a_retry_asks_stripe_only_for_what_is_left() -> None:
         pay(rest, 1)
 
 
-@pytest.mark.parametrize("is_one_debt", [True, False])
-def test_a_retry_takes_no_more_than_the_seller_has_left(is_one_debt: bool) -> None:
+@pytest.mark.parametrize(
+    ("amount", "beside", "elsewhere"),
+    # Of the last two each alone is no more than is left.
+    [(1000, (), 300), (400, (350, 250), 300), (400, (250, 250), 200)],
+)
+def test_a_retry_takes_no_more_than_the_seller_has_left(amount: int, beside: tuple[int, ...], elsewhere: int) -> None:
     """What was settled stands beside what others took. Stripe knows of theirs alone, and would not refuse."""
-    owed = debt(1000 if is_one_debt else 400, of=1000)
-    if not is_one_debt:
-        for amount in (350, 250):
-            TransferReversalFactory(transfer=owed.transfer, failed=True, amount=amount, cause="operator", refund=None)
+    owed = debt(amount, of=1000)
+    for other in beside:
+        TransferReversalFactory(transfer=owed.transfer, failed=True, amount=other, cause="operator", refund=None)
     pay(owed, 400)
-    taken_elsewhere(owed, 300)
+    taken_elsewhere(owed, elsewhere)
     transfers.retry(transfer_id=owed.transfer_id, actor="user:ann", reason="funds again")
     books()
-    assert sum(TransferReversal.objects.filter(status="pending").values_list("amount", flat=True)) == 300
+    pending = TransferReversal.objects.filter(status="pending").values_list("amount", flat=True)
+    assert sum(pending) == 1000 - 400 - elsewhere
 
 
 def test_a_debt_that_is_retried_is_not_refused_any_more() -> None:

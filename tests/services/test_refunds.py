@@ -335,6 +335,15 @@ def test_one_that_was_made_under_an_earlier_key_than_stripe_refused_makes_its_se
     assert (order.status, order.amount_refunded) == (OrderStatus.PARTIALLY_REFUNDED, 3000)
 
 
+@pytest.mark.django_db
+def test_another_amount_under_our_operation_is_not_of_the_goods_of_the_refused_one() -> None:
+    order = order_with_transfers((3000, 2000), commission_basis_points=0)
+    ours = RefundFactory(order=order, amount=3000, status="failed", next_retry_at=None, by_items=True)
+    RefundItem.objects.create(refund=ours, item=order.items.order_by("id")[0], quantity=1, amount=3000)
+    made = record(order, amount=2000, operation_id=str(ours.operation_id))
+    assert (made.by_items, sum(made.seller_parts.values())) == (False, 2000)
+
+
 # --- Asking -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, OperationalError, connection, connections, transaction
 from django.db.models.functions import Now
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from marketplace import deadline
@@ -272,10 +273,20 @@ def test_a_queue_that_cannot_be_claimed_keeps_no_other_waiting() -> None:
     broken, rows = Unclaimable([7]), Rows(range(4))
     with capture_logs() as logs, pytest.raises(RuntimeError, match="could not be claimed"):
         worker(broken, rows).run_once()
+    assert REGISTRY.get_sample_value("veza_unexpected_errors_total", {"work": "unclaimable"})
     assert sorted(rows.performed) == [0, 1, 2, 3]
     assert ("unexpected_error", "unclaimable", "claim") in [
         (entry["event"], entry.get("work"), entry.get("step")) for entry in logs
     ]
+
+
+def test_a_claim_that_finds_the_database_away_is_no_error_of_the_queue() -> None:
+    class Away(Rows):
+        def claim(self, *, batch_size: int, lease: timedelta) -> Any:
+            raise OperationalError("the database is away")
+
+    with pytest.raises(OperationalError):
+        worker(Away()).run_once()
 
 
 @pytest.mark.django_db(transaction=True)
