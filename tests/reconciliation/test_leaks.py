@@ -190,6 +190,17 @@ def test_a_refund_of_items_whose_success_we_have_not_heard_of_is_their_sellers(
     assert leaked(reconcile()) == {accounts(order)[0]: (2700, "eur")}
 
 
+def test_of_another_amount_than_our_row_s_the_goods_are_not_known(
+    reconcile: Reconcile, sold: Make, refund: Any
+) -> None:
+    order = sold((3000, 2000))
+    made = refund(order, 2000, told=False)
+    row = RefundFactory(order=order, pending=True, amount=3000, by_items=True, stripe_refund_id=made["id"])
+    RefundItem.objects.create(refund=row, item=order.items.order_by("id")[0], quantity=1, amount=3000)
+    first, second = accounts(order)
+    assert leaked(reconcile()) == {first: (1080, "eur"), second: (720, "eur")}
+
+
 def test_one_that_we_ask_stripe_for_is_the_workers(reconcile: Reconcile, sold: Make, simulator: Any) -> None:
     order = sold()
     row = RefundFactory(order=order, amount=1000)

@@ -786,6 +786,25 @@ def test_where_nothing_was_settled_another_way_stripe_decides_what_is_left(
     assert (sent.amount, sent.unwanted_amount) == (2700, 0)
 
 
+def test_what_a_person_asks_for_stays_wanted_whatever_others_took(sold: Make, simulator: Any, gateway: Any) -> None:
+    """Levelling, which would owe anew what is left of it, knows of refunds and disputes alone."""
+    order = sold()
+    record(order, amount=1000)
+    (claimed,) = reversal_claims.claim(batch_size=1, lease=timedelta(minutes=5))
+    clawback.settle(claimed, Refused(message="account closed", code="account_closed"), actor="worker")
+    debts.pay_by_hand(reversal_id=claimed.reversal.pk, amount=900, actor="user:ann", reason="by bank transfer")
+    transfer = order.transfers.get()
+    with transaction.atomic():
+        cause = TransferReversal.Cause.OPERATOR
+        reversals.owe(transfer, amount=1800, cause=cause, source=None, actor="user:ann", reason="all of it")
+    simulator.faults.add("drop_before", endpoint=REVERSE, times=1)
+    drain(reversal_worker.ReversalQueue(gateway))
+    simulator.create_reversal(transfer.stripe_transfer_id, 600)
+    seen(gateway, transfer)
+    asked = TransferReversal.objects.get(cause="operator")
+    assert (asked.amount, asked.unwanted_amount) == (1800, 0)
+
+
 def test_a_refund_after_a_payment_back_that_is_not_sent_cancels_that(
     sold: Make, simulator: Any, work: Callable[[], None]
 ) -> None:

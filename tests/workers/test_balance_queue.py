@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
 from marketplace.errors import StaleTransition, StripeDenied
@@ -309,6 +310,21 @@ def test_a_check_given_back_unbegun_is_due_at_once(seller: Seller, waiting: Owin
     queue.release(claimed)
     (again,) = queue.claim(batch_size=9, lease=timedelta(minutes=5))
     assert again.pk == claimed.pk
+
+
+def test_a_process_has_no_more_checks_in_hand_than_it_may(db: None, gateway: Any) -> None:
+    for _ in range(4):
+        BalanceWatch.objects.create(seller=SellerFactory(), available={}, next_retry_at=Now())
+    queue = BalanceQueue(gateway, most=2)
+
+    def claim() -> list[BalanceWatch]:
+        return list(queue.claim(batch_size=10, lease=timedelta(minutes=5)))
+
+    given_back, performed = claim()
+    assert claim() == []
+    queue.release(given_back)
+    queue.perform(performed)
+    assert len(claim()) == 2
 
 
 def test_an_error_of_our_own_is_kept_with_the_watch(seller: Seller, waiting: Owing, queue: BalanceQueue) -> None:

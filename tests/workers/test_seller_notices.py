@@ -198,3 +198,16 @@ def test_whoever_writes_a_success_the_seller_is_told(seller: Seller) -> None:
         )
     assert Notice.objects.get().kind == Notice.Kind.REVERSED
     assert timedelta(0) < notices.NEWS_FOR
+
+
+def test_operators_are_told_before_sellers(seller: Seller, settings: Any) -> None:
+    """What waits for sellers may be thousands of mails, and longer due."""
+    settings.NOTICE_EMAILS = ["ops@example.com"]
+    reversed_(seller)
+    notices.compose()
+    SellerTransferFactory(permanently_failed=True)
+    channels = []
+    for _ in range(2):
+        (claimed,) = notices.claim(batch_size=1, lease=timedelta(minutes=5), most_to_sellers=1)
+        channels.append(claimed.channel)
+    assert channels == [NoticeMessage.Channel.EMAIL, NoticeMessage.Channel.SELLER]
